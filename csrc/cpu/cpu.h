@@ -1,0 +1,15 @@
+// The CPU backend's kernels, one function an op, and what they share.
+#pragma once
+#include "../device.h"
+#include "../op.h"
+#include "pool.h"
+
+namespace tc::cpu {
+
+Pool& pool(const Args& x);  // of the device that runs the kernel
+
+#define OP(id, ...) void id(const Args&);
+#define WORKSPACE(id) size_t id##_workspace(const Args&);
+#include "../ops.def"
+
+}  // namespace tc::cpu

@@ -1,0 +1,50 @@
+// A persistent pool of threads that runs numbered tasks. Which thread runs a task is left open; results must not depend on it:
+// partition work by problem size, never by the number of threads, and combine partial sums in task order.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace tc::cpu {
+
+class Pool {
+ public:
+  explicit Pool(int threads);  // the caller of run() is one of them
+  ~Pool();
+  int threads() const { return int(workers_.size()) + 1; }
+
+  // Runs task(k) for k in [0, count); returns when all are done. The first exception of a task is rethrown. Not re-entrant.
+  template <class F>
+  void run(int64_t count, F&& task) {
+    using Fn = std::remove_reference_t<F>;
+    run_erased(count, [](void* context, int64_t k) { (*static_cast<Fn*>(context))(k); }, const_cast<void*>(static_cast<const void*>(&task)));
+  }
+  // Runs task(begin, end) over [0, n) in blocks of `grain`.
+  template <class F>
+  void run_blocks(int64_t n, int64_t grain, F&& task) {
+    const int64_t blocks = (n + grain - 1) / grain;
+    run(blocks, [&](int64_t k) { task(k * grain, k * grain + grain < n ? k * grain + grain : n); });
+  }
+  void run_erased(int64_t count, void (*task)(void*, int64_t), void* context);
+
+ private:
+  void work();
+  void take_tasks();
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> busy_{0};
+  int64_t count_ = 0;
+  void (*task_)(void*, int64_t) = nullptr;
+  void* context_ = nullptr;
+  std::exception_ptr failure_;
+  bool stop_ = false;
+};
+
+}  // namespace tc::cpu

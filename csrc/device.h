@@ -1,0 +1,37 @@
+// What a backend is: a table of kernels and the few memory operations that the op layer needs.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "op.h"
+
+namespace tc {
+
+// One per device and JS environment. Owned by its Stream; kernels get it through Args::device.
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const char* name() const = 0;             // "cpu", "cuda:0", "metal"
+  virtual std::string describe() const = 0;         // one line for `train-core env`
+  virtual size_t memory_limit() const = 0;          // bytes that the arena may hold
+  virtual void* allocate(size_t bytes) = 0;         // 64-byte aligned; nullptr: out of memory. Called on the JS thread
+  virtual void release(void* data, size_t bytes) = 0;
+  // Called on the stream's thread, in order with the kernels.
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits for the kernels before it
+  virtual void fill_zero(void* device, size_t bytes) = 0;
+  virtual void finish() {}  // waits for all that was queued; throws Error for an asynchronous failure
+};
+
+struct Backend {
+  const char* name;                    // "cpu"
+  const Kernel* kernels;               // [kOpCount]; nullptr: this backend lacks the op (ERR_UNSUPPORTED)
+  const WorkspaceSize* workspaces;     // [kOpCount]; nullptr: none needed
+  std::unique_ptr<Device> (*open)(int index, int threads);  // throws Error ERR_DEVICE with the reason when it can't
+};
+
+namespace cpu {
+extern const Backend backend;
+}
+
+}  // namespace tc
