@@ -13,6 +13,7 @@ class Device {
   virtual ~Device() = default;
   virtual const char* name() const = 0;             // "cpu", "cuda:0", "metal"
   virtual std::string describe() const = 0;         // one line for `train-core env`
+  virtual int threads() const { return 1; }         // of the host, that its kernels use
   virtual size_t memory_limit() const = 0;          // bytes that the arena may hold
   virtual void* allocate(size_t bytes) = 0;         // 64-byte aligned; nullptr: out of memory. Called on the JS thread
   virtual void release(void* data, size_t bytes) = 0;

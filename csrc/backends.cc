@@ -1,0 +1,41 @@
+#include "backends.h"
+
+namespace tc {
+
+namespace {
+constexpr ShapeRule kShapeRules[] = {
+#define OP(id, ...) shape::id,
+#include "ops.def"
+};
+}  // namespace
+
+ShapeRule shape_rule(Op op) { return kShapeRules[int(op)]; }
+
+const Backend& find_backend(const std::string& name, int& index) {
+  const size_t colon = name.find(':');
+  const std::string base = name.substr(0, colon), number = colon == std::string::npos ? "" : name.substr(colon + 1);
+  index = 0;
+  if (colon != std::string::npos) {
+    if (number.empty() || number.size() > 3 || number.find_first_not_of("0123456789") != std::string::npos)
+      throw Error("ERR_ARGUMENT", "a device is cpu, cuda, cuda:N or metal; got " + name);
+    index = std::stoi(number);
+  }
+  for (const BackendStatus& status : backend_statuses()) {
+    if (status.name != base) continue;
+    if (!status.available) throw Error("ERR_DEVICE", base + ": " + status.reason);
+    if (base == "cpu" && colon == std::string::npos) return cpu::backend;
+  }
+  throw Error("ERR_ARGUMENT", "a device is cpu, cuda, cuda:N or metal; got " + name);
+}
+
+std::vector<BackendStatus> backend_statuses() {
+  return {
+      {"cpu", true, ""},
+      {"cuda", false, "this build has no CUDA kernels; help: use --device cpu"},
+      {"metal", false, "this build has no Metal kernels; help: use --device cpu"},
+  };
+}
+
+bool backend_has(const std::string& backend, Op op) { return backend == "cpu" && cpu::backend.kernels[int(op)] != nullptr; }
+
+}  // namespace tc

@@ -1,0 +1,354 @@
+#include "runtime.h"
+
+#include <cstring>
+
+#include "backends.h"
+
+namespace tc {
+
+namespace {
+// id = generation (11 bits) above slot (20 bits). Slots are reused first in, first out and late, so that a stale id is noticed.
+constexpr int32_t kSlotBits = 20, kSlotMask = (1 << kSlotBits) - 1, kGenerationMask = (1 << 11) - 1;
+constexpr size_t kMinFreeSlots = 4096;
+
+void check_dims(int32_t rank, const int32_t* dims) {
+  if (rank < 0 || rank > kMaxRank)
+    throw Error("ERR_SHAPE", "a tensor has 0 to " + std::to_string(kMaxRank) + " dimensions; got " + std::to_string(rank));
+  double size = 1;
+  for (int k = 0; k < rank; k++) {
+    if (dims[k] < 0) throw Error("ERR_SHAPE", "a dimension must be >= 0 and below 2^31; got " + std::to_string(dims[k]));
+    size *= dims[k];
+  }
+  if (size > 9e15) throw Error("ERR_SHAPE", "a tensor must have fewer than 2^53 elements");
+}
+
+View make_view(void* data, DType dtype, int32_t rank, const int32_t* dims) {
+  View v;
+  v.data = data;
+  v.dtype = dtype;
+  v.rank = rank;
+  for (int k = 0; k < rank; k++) v.dim[k] = dims[k];
+  return v;
+}
+
+}  // namespace
+
+Runtime::~Runtime() {
+  // Streams first: nothing runs any more. Then arenas free all memory, devices last.
+  for (auto& d : devices_) d->stream.reset();
+  for (auto& d : devices_) d->arena.reset();
+}
+
+int32_t Runtime::open_device(const std::string& name, int threads) {
+  if (auto found = by_name_.find(name); found != by_name_.end()) {
+    if (threads > 0 && threads != devices_[found->second]->device->threads())
+      throw Error("ERR_ARGUMENT", name + " is open with " + std::to_string(devices_[found->second]->device->threads()) +
+                                      " threads; got " + std::to_string(threads) + "; help: set the threads before the first tensor");
+    return found->second;
+  }
+  int index = 0;
+  const Backend& backend = find_backend(name, index);
+  auto open = std::make_unique<OpenDevice>();
+  open->backend = &backend;
+  open->device = backend.open(index, threads);
+  open->arena = std::make_unique<Arena>(*open->device);
+  open->stream = std::make_unique<Stream>(*open->device, check_);
+  devices_.push_back(std::move(open));
+  return by_name_[name] = int32_t(devices_.size()) - 1;
+}
+
+OpenDevice& Runtime::device(int32_t index) {
+  if (index < 0 || size_t(index) >= devices_.size()) throw Error("ERR_ARGUMENT", "no open device has the index " + std::to_string(index));
+  return *devices_[index];
+}
+
+int32_t Runtime::add(Storage* storage, const View& view, int32_t device) {
+  int32_t slot;
+  if (free_slots_.size() > kMinFreeSlots || tensors_.size() > size_t(kSlotMask)) {
+    if (free_slots_.empty()) throw Error("ERR_MEMORY", "more than a million live tensors; help: free them, or work inside scope()");
+    slot = free_slots_.front();
+    free_slots_.pop_front();
+  } else {
+    slot = int32_t(tensors_.size());
+    tensors_.emplace_back();
+  }
+  TensorEntry& entry = tensors_[slot];
+  entry.storage = storage;
+  entry.view = view;
+  entry.device = device;
+  live_++;
+  return (entry.generation << kSlotBits) | slot;
+}
+
+int32_t Runtime::create(int32_t index, DType dtype, int32_t rank, const int32_t* dims) {
+  check_dims(rank, dims);
+  if (dtype < DType::f32 || dtype >= DType::count) throw Error("ERR_DTYPE", "unknown dtype " + std::to_string(int(dtype)));
+  if (verifying_) throw Error("ERR_CAPTURE", "a tensor was made from outside inside a captured step; help: make it before capture()");
+  View v = make_view(nullptr, dtype, rank, dims);
+  Storage* storage = device(index).arena->allocate(v.bytes());
+  v.data = storage->data;
+  return add(storage, v, index);
+}
+
+int32_t Runtime::view(int32_t id, int64_t offset, int32_t rank, const int32_t* dims) {
+  check_dims(rank, dims);
+  const TensorEntry entry = tensor(id);
+  View v = make_view(nullptr, entry.view.dtype, rank, dims);
+  if (offset < 0 || offset + v.size() > entry.view.size())
+    throw Error("ERR_SHAPE", "[view] offset " + std::to_string(offset) + " and " + describe(v) + " must lie within " + describe(entry.view));
+  v.data = static_cast<char*>(entry.view.data) + size_t(offset) * dtype_size(v.dtype);
+  device(entry.device).arena->retain(entry.storage);
+  const int32_t made = add(entry.storage, v, entry.device);
+  if (capturing()) record_view(made, id, offset, rank, dims);
+  return made;
+}
+
+const TensorEntry& Runtime::tensor(int32_t id) const {
+  const int32_t slot = id & kSlotMask, generation = id >> kSlotBits;
+  if (id <= 0 || size_t(slot) >= tensors_.size()) throw Error("ERR_ARGUMENT", "no tensor has the id " + std::to_string(id));
+  const TensorEntry& entry = tensors_[slot];
+  if (!entry.storage || entry.generation != generation)
+    throw Error("ERR_FREED", "the tensor was freed (by free(), or at the end of the scope() that made it); help: keep() it");
+  return entry;
+}
+
+void Runtime::free(int32_t id) {
+  const int32_t slot = id & kSlotMask, generation = id >> kSlotBits;
+  if (id <= 0 || size_t(slot) >= tensors_.size()) return;
+  TensorEntry& entry = tensors_[slot];
+  if (!entry.storage || entry.generation != generation) return;
+  devices_[entry.device]->arena->release(entry.storage);
+  entry.storage = nullptr;
+  entry.generation = (entry.generation + 1) & kGenerationMask;
+  free_slots_.push_back(slot);
+  live_--;
+}
+
+// Fills args.in and existing outputs from the packet's ids; returns the device.
+int32_t Runtime::resolve(const Packet& packet, Args& args, Storage** storages) {
+  const OpInfo& info = op_info(args.op);
+  int32_t device = -1;
+  auto take = [&](int32_t id, View& view, Storage*& storage, const char* what, int k) {
+    const TensorEntry* entry;
+    try {
+      entry = &tensor(id);
+    } catch (const Error& e) {
+      throw Error(e.code(), std::string("[") + info.name + "] " + what + " " + std::to_string(k) + ": " + e.what());
+    }
+    if (device >= 0 && device != entry->device)
+      throw Error("ERR_DEVICE", std::string("[") + info.name + "] all tensors must be on one device; got " +
+                                    devices_[device]->device->name() + " and " + devices_[entry->device]->device->name());
+    device = entry->device;
+    view = entry->view;
+    storage = entry->storage;
+  };
+  for (int k = 0; k < kMaxInputs; k++) {
+    if (packet.in[k] == 0) {
+      if (k < info.input_count && !info.input_optional[k]) args.require(false, "input " + std::to_string(k) + " must be given; got none");
+      continue;
+    }
+    if (k >= info.input_count) args.require(false, "takes " + std::to_string(info.input_count) + " inputs; got more");
+    take(packet.in[k], args.in[k], storages[k], "input", k);
+  }
+  for (int k = 0; k < kMaxOutputs; k++) {
+    args.want[k] = k < info.output_count ? packet.out[k] : -1;
+    if (args.want[k] > 0) take(packet.out[k], args.out[k], storages[kMaxInputs + k], "output", k);
+    if (k >= info.output_count) continue;
+    if (args.want[k] == 0 && info.output_kind[k] == '!')
+      args.require(false, "output " + std::to_string(k) + " is written in place and must be given; got none");
+    if (args.want[k] < 0 && !info.output_optional[k]) args.require(false, "output " + std::to_string(k) + " can't be left out");
+  }
+  if (device < 0) args.require(false, "at least one tensor must be given");
+  return device;
+}
+
+// Gives fresh outputs and the workspace their memory.
+void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int32_t outputs[kMaxOutputs], Storage** storages) {
+  OpenDevice& open = *devices_[device];
+  for (int k = 0; k < kMaxOutputs; k++) {
+    outputs[k] = args.want[k] > 0 ? packet.out[k] : 0;
+    if (args.want[k] != 0) continue;
+    Storage* storage = open.arena->allocate(args.out[k].bytes());
+    args.out[k].data = storage->data;
+    storages[kMaxInputs + k] = storage;
+    outputs[k] = add(storage, args.out[k], device);
+  }
+  const WorkspaceSize size = open.backend->workspaces[packet.op];
+  if (!size) return;
+  args.workspace.rank = 1;
+  args.workspace.dtype = DType::u8;
+  args.workspace.dim[0] = int64_t(size(args));
+  if (args.workspace.dim[0] == 0) return;
+  storages[kMaxInputs + kMaxOutputs] = open.arena->allocate(args.workspace.bytes());
+  args.workspace.data = storages[kMaxInputs + kMaxOutputs]->data;
+}
+
+void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
+  if (packet.op < 0 || packet.op >= kOpCount) throw Error("ERR_ARGUMENT", "no op has the number " + std::to_string(packet.op));
+  if (verifying_) return verify(packet, outputs);
+  Launch launch;
+  Args& args = launch.args;
+  args.op = Op(packet.op);
+  std::memcpy(args.scalar, packet.scalar, sizeof args.scalar);
+  Storage* storages[kMaxInputs + kMaxOutputs + 1] = {};
+  const int32_t device = resolve(packet, args, storages);
+  OpenDevice& open = *devices_[device];
+  args.device = open.device.get();
+  if (recording_ && device != recording_->device) throw Error("ERR_CAPTURE", "a captured step must stay on one device");
+  launch.kernel = open.backend->kernels[packet.op];
+  if (!launch.kernel) fail(args, "ERR_UNSUPPORTED", std::string("the ") + open.backend->name + " backend has no kernel for it");
+  shape_rule(args.op)(args);
+  make_outputs(packet, args, device, outputs, storages);
+  if (recording_) record(packet, outputs, storages);
+  if (recording_) recording_->launches.push_back(launch);
+  open.stream->push_launch(launch);
+  if (Storage* workspace = storages[kMaxInputs + kMaxOutputs]) open.arena->release(workspace);
+  if (check_)
+    if (auto failure = open.stream->finish()) throw Error(failure->code == "ERR_DATA" ? "ERR_DATA" : "ERR_DEVICE", failure->message);
+}
+
+// ---- recordings
+
+void Runtime::begin_recording(int32_t index) {
+  if (capturing()) throw Error("ERR_CAPTURE", "a step is being captured already");
+  recording_ = std::make_unique<Recording>();
+  recording_->device = index;
+  recording_->pool = device(index).arena->begin_pool();
+}
+
+void Runtime::record_view(int32_t made, int32_t origin, int64_t offset, int32_t rank, const int32_t* dims) {
+  Packet packet{};
+  packet.op = Recording::kView;
+  packet.in[0] = origin;
+  packet.scalar[0].i = int32_t(offset);
+  packet.scalar[1].i = int32_t(offset >> 32);
+  for (int k = 0; k < rank; k++) packet.scalar[2 + k].i = dims[k];
+  if (recording_) {
+    recording_->packets.push_back(relative(packet, *recording_));
+    recording_->name(made);
+  } else {
+    match(packet, "view");
+    verifying_->name(made);
+  }
+}
+
+void Runtime::record(const Packet& packet, const int32_t* outputs, Storage** storages) {
+  Arena& arena = *devices_[recording_->device]->arena;
+  recording_->packets.push_back(relative(packet, *recording_));
+  for (int k = 0; k < kMaxInputs + kMaxOutputs + 1; k++)
+    if (Storage* s = storages[k]; s && s->pool != recording_->pool) {
+      arena.retain(s);
+      recording_->retained.push_back(s);
+    }
+  for (int k = 0; k < kMaxOutputs; k++) {
+    if (packet.out[k] != 0 || outputs[k] == 0) continue;
+    recording_->name(outputs[k]);
+    recording_->made.push_back(tensor(outputs[k]).view);
+  }
+}
+
+int32_t Runtime::end_recording() {
+  if (!recording_) throw Error("ERR_CAPTURE", "no step is being recorded");
+  devices_[recording_->device]->arena->end_pool(recording_->pool);
+  recording_->local.clear();
+  const int32_t handle = next_recording_++;
+  recordings_[handle] = std::move(recording_);
+  return handle;
+}
+
+Packet Runtime::relative(const Packet& packet, const Recording& recording) const {
+  Packet p = packet;
+  auto rename = [&](int32_t& id) {
+    if (id <= 0) return;
+    if (auto found = recording.local.find(id); found != recording.local.end()) id = found->second;
+  };
+  for (int32_t& id : p.in) rename(id);
+  for (int32_t& id : p.out) rename(id);
+  return p;
+}
+
+void Runtime::begin_verify(int32_t handle) {
+  if (capturing()) throw Error("ERR_CAPTURE", "a step is being captured already");
+  auto found = recordings_.find(handle);
+  if (found == recordings_.end()) throw Error("ERR_CAPTURE", "no recording has the handle " + std::to_string(handle));
+  verifying_ = found->second.get();
+  verifying_->next_packet = verifying_->next_made = 0;
+  verifying_->local.clear();
+}
+
+// Compares a packet with the recorded one at this place.
+void Runtime::match(const Packet& packet, const char* name) {
+  Recording& r = *verifying_;
+  const Packet got = relative(packet, r);
+  if (r.next_packet >= r.packets.size() || std::memcmp(&got, &r.packets[r.next_packet], sizeof got) != 0) {
+    const bool more = r.next_packet < r.packets.size();
+    const int32_t op = more ? r.packets[r.next_packet].op : 0;
+    const char* wanted = !more ? "the end of the step" : op == Recording::kView ? "view" : op_info(Op(op)).name;
+    throw Error("ERR_CAPTURE", std::string("[") + name + "] call " + std::to_string(r.next_packet) +
+                                   " of the captured step differs from the first time (then: " + wanted +
+                                   "); help: pass what changes between steps as a tensor, never as a number or a new tensor");
+  }
+  r.next_packet++;
+}
+
+void Runtime::verify(const Packet& packet, int32_t outputs[kMaxOutputs]) {
+  const OpInfo& info = op_info(Op(packet.op));
+  match(packet, info.name);
+  for (int k = 0; k < kMaxOutputs; k++) {
+    outputs[k] = packet.out[k] > 0 ? packet.out[k] : 0;
+    if (packet.out[k] != 0 || k >= info.output_count) continue;
+    // A stand-in with the recorded shape and no memory behind it: nothing runs in this pass.
+    Storage* stand_in = devices_[verifying_->device]->arena->allocate(0);
+    outputs[k] = add(stand_in, verifying_->made[verifying_->next_made++], verifying_->device);
+    verifying_->name(outputs[k]);
+  }
+}
+
+void Runtime::end_verify() {
+  if (!verifying_) throw Error("ERR_CAPTURE", "no step is being verified");
+  const bool whole = verifying_->next_packet == verifying_->packets.size();
+  const size_t got = verifying_->next_packet, wanted = verifying_->packets.size();
+  verifying_->local.clear();
+  verifying_ = nullptr;
+  if (!whole)
+    throw Error("ERR_CAPTURE", "the captured step had " + std::to_string(wanted) + " ops the first time; got " + std::to_string(got));
+}
+
+void Runtime::abandon() {
+  if (verifying_) verifying_->local.clear();
+  verifying_ = nullptr;
+  if (!recording_) return;
+  drop_recording(*recording_);
+  recording_.reset();
+}
+
+void Runtime::drop_recording(Recording& r) {
+  Arena& arena = *devices_[r.device]->arena;
+  for (Storage* s : r.retained) arena.release(s);
+  arena.destroy_pool(r.pool);
+}
+
+size_t Runtime::replay(int32_t handle) {
+  auto found = recordings_.find(handle);
+  if (found == recordings_.end()) throw Error("ERR_CAPTURE", "no recording has the handle " + std::to_string(handle));
+  if (capturing()) throw Error("ERR_CAPTURE", "a step can't be replayed inside a captured one");
+  Job job;
+  job.replay = &found->second->launches;
+  devices_[found->second->device]->stream->push(std::move(job));
+  return found->second->launches.size();
+}
+
+void Runtime::free_recording(int32_t handle) {
+  auto found = recordings_.find(handle);
+  if (found == recordings_.end() || found->second.get() == verifying_) return;
+  auto* r = found->second.get();
+  // Queued replays read the launches: let them end first. A failure stays for the next read.
+  std::shared_ptr<Recording> keep(found->second.release());
+  Job job;
+  job.task = [keep] {};
+  devices_[r->device]->stream->push(std::move(job));
+  drop_recording(*r);
+  recordings_.erase(found);
+}
+
+}  // namespace tc

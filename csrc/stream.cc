@@ -1,0 +1,142 @@
+#include "stream.h"
+
+#include <cmath>
+
+#include "cpu/bf16.h"
+
+namespace tc {
+
+namespace {
+// TRAIN_CORE_CHECK: the first NaN of an output, or -1
+int64_t first_nan(Device& device, const View& v) {
+  if (v.dtype != DType::f32 && v.dtype != DType::bf16) return -1;
+  std::vector<char> host(v.bytes());
+  device.download(host.data(), v.data, host.size());
+  for (int64_t k = 0; k < v.size(); k++) {
+    const float x = v.dtype == DType::f32 ? reinterpret_cast<float*>(host.data())[k]
+                                          : cpu::to_float(reinterpret_cast<cpu::bf16*>(host.data())[k]);
+    if (std::isnan(x)) return k;
+  }
+  return -1;
+}
+}  // namespace
+
+Stream::Stream(Device& device, bool check) : device_(device), check_(check), ring_(kSlots) {
+  thread_ = std::thread([this] { loop(); });
+}
+
+Stream::~Stream() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+Job& Stream::slot() {
+  const uint64_t tail = tail_.load(std::memory_order_relaxed);
+  if (tail - head_.load(std::memory_order_acquire) == kSlots) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    waiting_ = true;
+    drained_.wait(lock, [&] { return tail - head_.load() < kSlots / 2; });
+    waiting_ = false;
+  }
+  return ring_[tail % kSlots];
+}
+
+void Stream::publish() {
+  tail_.store(tail_.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
+  pushed_++;
+  if (sleeping_.load(std::memory_order_seq_cst)) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_one();
+  }
+}
+
+void Stream::push_launch(const Launch& launch) {
+  slot().launch = launch;
+  publish();
+}
+
+void Stream::push(Job job) {
+  slot() = std::move(job);
+  publish();
+}
+
+std::unique_ptr<Failure> Stream::finish() {
+  std::unique_ptr<Failure> result;
+  bool done = false;
+  Job job;
+  job.fence = [&](std::unique_ptr<Failure> failure) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    result = std::move(failure);
+    done = true;
+    drained_.notify_all();
+  };
+  push(std::move(job));
+  std::unique_lock<std::mutex> lock(mutex_);
+  drained_.wait(lock, [&] { return done; });
+  return result;
+}
+
+void Stream::loop() {
+  while (!stop_) {
+    const uint64_t head = head_.load(std::memory_order_relaxed);
+    for (int spin = 0; spin < 2000 && tail_.load(std::memory_order_acquire) == head && !stop_; spin++) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+    if (tail_.load(std::memory_order_acquire) == head) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleeping_.store(true, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return stop_ || tail_.load(std::memory_order_seq_cst) != head; });
+      sleeping_ = false;
+      if (stop_) return;
+    }
+    Job& job = ring_[head % kSlots];
+    run(job);
+    job.launch.kernel = nullptr;
+    job.replay = nullptr;
+    job.task = nullptr;
+    job.fence = nullptr;
+    head_.store(head + 1, std::memory_order_seq_cst);
+    if (waiting_.load(std::memory_order_seq_cst)) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      drained_.notify_all();
+    }
+  }
+}
+
+void Stream::run(Job& job) {
+  try {
+    if (!failure_) {
+      if (job.launch.kernel) run_launch(job.launch);
+      if (job.replay)
+        for (const Launch& launch : *job.replay) run_launch(launch);
+    }
+    if (job.task) job.task();
+    if (job.fence) device_.finish();
+  } catch (const Error& e) {
+    if (!failure_) failure_ = std::make_unique<Failure>(Failure{e.code(), e.what()});
+  } catch (const std::exception& e) {
+    if (!failure_) failure_ = std::make_unique<Failure>(Failure{"ERR_DEVICE", std::string(device_.name()) + ": " + e.what()});
+  }
+  if (job.fence) job.fence(std::move(failure_));
+}
+
+void Stream::run_launch(const Launch& launch) {
+  launch.kernel(launch.args);
+  if (!check_) return;
+  const OpInfo& info = op_info(launch.args.op);
+  for (int k = 0; k < info.output_count; k++) {
+    const View& out = launch.args.out[k];
+    if (!out.data) continue;
+    const int64_t at = first_nan(device_, out);
+    if (at >= 0)
+      fail(launch.args, "ERR_DATA", "output " + std::to_string(k) + " " + describe(out) + " is NaN at element " + std::to_string(at));
+  }
+}
+
+}  // namespace tc

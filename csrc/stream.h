@@ -1,0 +1,63 @@
+// One in-order stream of jobs and the thread that runs them. The JS thread only queues; it waits when the queue is full, or in finish().
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "device.h"
+
+namespace tc {
+
+struct Failure {
+  std::string code, message;
+};
+
+// A kernel call whose tensors are settled.
+struct Launch {
+  Kernel kernel = nullptr;
+  Args args;
+};
+
+struct Job {
+  Launch launch;                                   // runs when its kernel is set
+  const std::vector<Launch>* replay = nullptr;     // runs when set; the recording outlives the job (its owner waits for the stream)
+  std::function<void()> task;                      // anything else, e.g. an upload; runs when set
+  std::function<void(std::unique_ptr<Failure>)> fence;  // called after all before it, with the failure that sticks, which it clears
+};
+
+class Stream {
+ public:
+  Stream(Device& device, bool check);
+  ~Stream();  // drops what is queued, waits for the running job
+
+  void push_launch(const Launch& launch);
+  void push(Job job);
+  std::unique_ptr<Failure> finish();  // waits for all that was queued; returns and clears the failure that sticks
+  uint64_t jobs() const { return pushed_; }
+
+ private:
+  void loop();
+  void run(Job& job);
+  void run_launch(const Launch& launch);
+  Job& slot();
+  void publish();
+
+  static constexpr size_t kSlots = 2048;
+  Device& device_;
+  const bool check_;  // TRAIN_CORE_CHECK: NaN scan after each op, and the caller waits for it
+  std::vector<Job> ring_;
+  std::atomic<uint64_t> head_{0}, tail_{0};  // next to run, next to write
+  uint64_t pushed_ = 0;
+  std::atomic<bool> sleeping_{false}, stop_{false}, waiting_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_, drained_;
+  std::unique_ptr<Failure> failure_;  // stream thread only
+  std::thread thread_;
+};
+
+}  // namespace tc
