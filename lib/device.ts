@@ -1,0 +1,92 @@
+import { TrainCoreError } from './errors.js'
+import { type BackendReport, type DeviceInfo, native, type OpRow } from './native.js'
+
+/** An open device. There is one object per name. */
+export class Device {
+  /** `cpu`, `cuda:0`, `metal` */
+  readonly name: string
+  /** position in the addon's list */
+  readonly index: number
+
+  constructor(name: string, index: number) {
+    this.name = name
+    this.index = index
+  }
+
+  /** Name, threads, instruction set and memory figures (bytes). */
+  info(): DeviceInfo {
+    return native().binding.deviceInfo(this.index)
+  }
+
+  /** Starts a new measurement of `info().peak` and `info().largestEver`. */
+  resetPeak(): void {
+    native().binding.resetPeak(this.index)
+  }
+
+  /** Resolves when all that was queued has run. @throws (rejects) the first failure since the last read */
+  async sync(): Promise<void> {
+    await native().binding.sync(this.index)
+  }
+}
+
+const opened: Device[] = []
+const byName = new Map<string, Device>()
+let defaultDevice: Device | undefined
+
+/**
+ * Opens a device by name; the same name gives the same object.
+ *
+ * @param name `auto` (the fastest that works: cuda, metal, cpu), `cpu`, `cuda`, `cuda:N` or `metal`
+ * @param options.threads CPU threads; default TRAIN_CORE_THREADS, else all. Only the first opening can set it
+ * @throws TrainCoreError ERR_DEVICE when it isn't there (never a silent fallback), ERR_ARGUMENT for an unknown name
+ */
+export function device(name = 'auto', options: { threads?: number } = {}): Device {
+  if (name === 'auto') name = availableDevices()[0]!
+  const threads = options.threads ?? 0
+  if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
+    throw new TrainCoreError('ERR_ARGUMENT', `threads must be an integer from 1 to 1024; got ${threads}`)
+  const known = byName.get(name)
+  if (known && !threads) return known
+  const index = native().binding.openDevice(name, threads)
+  const open = opened[index] ?? new Device(name, index)
+  opened[index] = open
+  byName.set(name, open)
+  return open
+}
+
+/** Names of the devices that work here, the fastest first. */
+export function availableDevices(): string[] {
+  const order = ['cuda', 'metal', 'cpu']
+  return backends()
+    .filter(backend => backend.available)
+    .map(backend => backend.name)
+    .sort((a, b) => order.indexOf(a) - order.indexOf(b))
+}
+
+/** All backends that train-core knows: whether they work here, and why not. */
+export function backends(): BackendReport[] {
+  return native().binding.backends()
+}
+
+/** The op table. */
+export function opTable(): readonly OpRow[] {
+  return native().binding.ops
+}
+
+/** The device that new tensors go to unless one is named: `cpu` until {@link setDefaultDevice}. */
+export function currentDevice(): Device {
+  defaultDevice ??= device('cpu')
+  return defaultDevice
+}
+
+/** Makes `to` the device of new tensors. */
+export function setDefaultDevice(to: Device | string): void {
+  defaultDevice = typeof to === 'string' ? device(to) : to
+}
+
+/** The open device at an index of the addon's list. */
+export function deviceAt(index: number): Device {
+  const found = opened[index]
+  if (!found) throw new TrainCoreError('ERR_ARGUMENT', `no open device has the index ${index}`)
+  return found
+}

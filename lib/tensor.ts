@@ -1,0 +1,250 @@
+import { currentDevice, type Device, deviceAt } from './device.js'
+import { bf16ToFloat32, f16ToFloat32, float32ToBf16, float32ToF16 } from './dtype.js'
+import { TrainCoreError } from './errors.js'
+import { callOp, createTensor, createView, DTYPES, type DType, native, type Output } from './native.js'
+
+export type { DType } from './native.js'
+export { NEW, SKIP } from './native.js'
+
+/** What host code may fill a tensor from. */
+export type TensorData = Float32Array | Int32Array | Uint16Array | Uint8Array | readonly number[]
+/** What a read gives: f32 Float32Array, i32 Int32Array, bf16 / f16 / u16 Uint16Array (raw bits), u8 Uint8Array. */
+export type RawData = Float32Array | Int32Array | Uint16Array | Uint8Array
+
+/** How an op's output depends on its inputs; kept on the output until backward has passed. */
+export interface TapeNode {
+  readonly name: string
+  readonly inputs: readonly (Tensor | null)[]
+  /**
+   * Gradients of the inputs, in order; null where an input takes none or the gradient went straight into its `.grad`.
+   * `pending(k)` is input k's gradient so far, where there is one; a function that folds it into its own result calls `take(k)`.
+   */
+  readonly backward: (dOut: Tensor, folding: Folding) => (Tensor | null)[]
+  /** tensors that only this node's backward reads, freed after it when activations are released */
+  readonly saved: readonly Tensor[]
+}
+export interface Folding {
+  /** The gradient that input k has received so far from elsewhere, handed over: the caller adds it into its own result. */
+  take(k: number): Tensor | null
+}
+
+const finalizer = new FinalizationRegistry<number>(id => native().binding.free(id))
+
+/** Where new tensors are noted while a {@link scope} is open. */
+let scopeList: Tensor[] | undefined
+
+/**
+ * A multi-dimensional array in device memory: row-major, contiguous, at most 4 dimensions. It is an id; the memory is freed by
+ * `free()`, at the end of the `scope()` that made it, or, outside any scope, some time after the object is garbage.
+ */
+export class Tensor {
+  readonly id: number
+  readonly shape: readonly number[]
+  readonly dtype: DType
+  readonly device: Device
+  /** true for a parameter: backward accumulates into `grad` (f32) */
+  requiresGrad = false
+  /** d loss / d this, f32, same shape; only on tensors with `requiresGrad` */
+  grad: Tensor | null = null
+  node: TapeNode | null = null
+
+  /** @internal Ops make tensors; use {@link Tensor.from}, {@link Tensor.zeros} or {@link Tensor.empty}. */
+  constructor(id: number, shape: readonly number[], dtype: DType, device: Device) {
+    this.id = id
+    this.shape = shape
+    this.dtype = dtype
+    this.device = device
+    if (scopeList) scopeList.push(this)
+    else finalizer.register(this, id, this)
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return this.shape.reduce((product, dim) => product * dim, 1)
+  }
+
+  /**
+   * A tensor with the given elements.
+   *
+   * @param data numbers or a typed array of as many elements as the shape has
+   * @param options.dtype default f32 (i32 for an Int32Array, u16 for a Uint16Array, u8 for a Uint8Array); floats are rounded to nearest even
+   * @throws TrainCoreError ERR_SHAPE when the counts differ
+   */
+  static from(data: TensorData, shape: readonly number[] = [data.length], options: TensorOptions = {}): Tensor {
+    const dtype =
+      options.dtype ??
+      (data instanceof Int32Array ? 'i32' : data instanceof Uint16Array ? 'u16' : data instanceof Uint8Array ? 'u8' : 'f32')
+    const tensor = Tensor.empty(shape, { ...options, dtype })
+    tensor.write(data)
+    return tensor
+  }
+
+  /** A tensor with unset contents. */
+  static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    const device = options.device ?? currentDevice()
+    const dtype = options.dtype ?? 'f32'
+    return new Tensor(createTensor(device.index, dtype, shape), [...shape], dtype, device)
+  }
+
+  static zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    return Tensor.full(shape, 0, options)
+  }
+
+  static full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
+    const tensor = Tensor.empty(shape, options)
+    callOp('fill', [], [tensor], [value])
+    return tensor
+  }
+
+  /** Another shape (or a part, from `offset` elements on) of the same memory; takes no part in autograd unless noted by an op. */
+  view(shape: readonly number[], offset = 0): Tensor {
+    return new Tensor(createView(this.id, offset, shape), [...shape], this.dtype, this.device)
+  }
+
+  /**
+   * Overwrites the contents, in order with the ops queued so far.
+   *
+   * @param data as many elements as the tensor has; floats for f32, bf16, f16; raw bits when a Uint16Array is given to bf16 / f16
+   */
+  write(data: TensorData): void {
+    if (data.length !== this.size)
+      throw new TrainCoreError('ERR_SHAPE', `[write] [${this.shape.join(', ')}] takes ${this.size} elements; got ${data.length}`)
+    native().binding.write(this.id, encode(data, this.dtype))
+  }
+
+  /** The contents, once all queued ops have run. Rejects with the first failure since the last read. */
+  async read(): Promise<RawData> {
+    return decode(await native().binding.read(this.id), this.dtype)
+  }
+
+  /** As {@link read}, with bf16 and f16 widened. */
+  async toFloat32(): Promise<Float32Array> {
+    return widen(await this.read(), this.dtype)
+  }
+
+  /** As {@link read}; blocks the JavaScript thread. */
+  readSync(): RawData {
+    return decode(native().binding.readSync(this.id), this.dtype)
+  }
+
+  /** As {@link toFloat32}; blocks the JavaScript thread. */
+  toFloat32Sync(): Float32Array {
+    return widen(this.readSync(), this.dtype)
+  }
+
+  /** Frees the memory (shared with views: when the last one goes). Twice is fine; any use after it is ERR_FREED. */
+  free(): void {
+    native().binding.free(this.id)
+  }
+
+  toString(): string {
+    return `Tensor([${this.shape.join(', ')}], ${this.dtype}, ${this.device.name})`
+  }
+}
+
+export interface TensorOptions {
+  dtype?: DType
+  device?: Device
+}
+
+function encode(data: TensorData, dtype: DType): ArrayBufferView {
+  switch (dtype) {
+    case 'f32':
+      return data instanceof Float32Array ? data : Float32Array.from(data)
+    case 'bf16':
+      return data instanceof Uint16Array ? data : float32ToBf16(data instanceof Float32Array ? data : Float32Array.from(data))
+    case 'f16':
+      return data instanceof Uint16Array ? data : float32ToF16(data instanceof Float32Array ? data : Float32Array.from(data))
+    case 'i32':
+      return data instanceof Int32Array ? data : Int32Array.from(data)
+    case 'u16':
+      return data instanceof Uint16Array ? data : Uint16Array.from(data)
+    case 'u8':
+      return data instanceof Uint8Array ? data : Uint8Array.from(data)
+  }
+}
+
+function decode(buffer: ArrayBuffer, dtype: DType): RawData {
+  if (dtype === 'f32') return new Float32Array(buffer)
+  if (dtype === 'i32') return new Int32Array(buffer)
+  return dtype === 'u8' ? new Uint8Array(buffer) : new Uint16Array(buffer)
+}
+
+function widen(data: RawData, dtype: DType): Float32Array {
+  if (dtype === 'bf16') return bf16ToFloat32(data as Uint16Array)
+  if (dtype === 'f16') return f16ToFloat32(data as Uint16Array)
+  return data instanceof Float32Array ? data : Float32Array.from(data)
+}
+
+/**
+ * Runs one op of the table (csrc/ops.def) and wraps what it made. The one way from TypeScript to a kernel.
+ *
+ * @param outputs NEW: make it; SKIP: an optional output that is not wanted; a tensor: write (or add) into it
+ * @returns for each output: the tensor made or given, or null where skipped
+ */
+export function run(
+  op: string,
+  inputs: readonly (Tensor | null | undefined)[],
+  outputs: readonly Output[],
+  scalars: readonly number[] = [],
+): Tensor[] {
+  const made = callOp(op, inputs, outputs, scalars)
+  const result: Tensor[] = []
+  for (let k = 0; k < made.length; k++) {
+    const m = made[k]
+    if (m) result.push(new Tensor(m.id, m.shape, m.dtype, deviceAt(m.device)))
+    else result.push(outputs[k] instanceof Tensor ? (outputs[k] as Tensor) : (null as unknown as Tensor))
+  }
+  return result
+}
+
+/** The number of a dtype in packets' scalars (`out_dtype`, `dtype`). */
+export function dtypeNumber(dtype: DType): number {
+  return DTYPES.indexOf(dtype)
+}
+
+/**
+ * Runs `body` and frees every tensor made in it, but those it returns (a tensor, or an array or plain object of tensors) and those
+ * given to {@link keep}. Scopes nest; what leaves an inner scope belongs to the outer one. `body` must be synchronous.
+ */
+export function scope<T>(body: () => T): T {
+  const outer = scopeList
+  const mine: Tensor[] = []
+  scopeList = mine
+  let result: T | undefined
+  try {
+    result = body()
+    if (result instanceof Promise)
+      throw new TrainCoreError('ERR_ARGUMENT', 'scope() takes a synchronous function; got one that returns a promise')
+    return result
+  } finally {
+    scopeList = outer
+    const kept = kept_.get(mine) ?? new Set<Tensor>()
+    collect(result, kept)
+    for (const tensor of mine) {
+      if (!kept.has(tensor)) tensor.free()
+      else if (outer && !keptForever.has(tensor)) outer.push(tensor)
+      else finalizer.register(tensor, tensor.id, tensor)
+    }
+  }
+}
+
+const kept_ = new WeakMap<Tensor[], Set<Tensor>>()
+const keptForever = new WeakSet<Tensor>()
+
+/** Lets a tensor made in the current scope live until its own `free()` (or until it is garbage). */
+export function keep(tensor: Tensor): Tensor {
+  if (!scopeList) return tensor
+  let kept = kept_.get(scopeList)
+  if (!kept) kept_.set(scopeList, (kept = new Set()))
+  kept.add(tensor)
+  keptForever.add(tensor)
+  return tensor
+}
+
+function collect(value: unknown, into: Set<Tensor>): void {
+  if (value instanceof Tensor) into.add(value)
+  else if (Array.isArray(value)) for (const item of value) collect(item, into)
+  else if (value && typeof value === 'object' && Object.getPrototypeOf(value) === Object.prototype)
+    for (const item of Object.values(value)) collect(item, into)
+}
