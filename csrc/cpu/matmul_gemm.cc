@@ -1,0 +1,197 @@
+// The matrix product of all CPU kernels: packs both operands into panels (which absorbs transposes and dtypes),
+// multiplies them tile by tile with the inner kernel of the instruction set, and runs the epilogue on each tile while
+// it is in cache. Blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
+// section 4. Every sum runs over the inner dimension in order, so no result depends on the blocks, the other rows or
+// the threads.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "bf16.h"
+#include "gemm.h"
+#include "matmul_kernels.h"
+#include "target.h"
+#include "vmath.h"
+
+namespace tc::cpu {
+
+namespace {
+
+// Tuned for 1 MiB of L2 a core: one packed B block (<= 384 KiB), the sums of a task (<= 256 KiB) and the A panels
+// passing by.
+constexpr int64_t kStepBlock = 768;       // steps multiplied at a time
+constexpr int64_t kStepSuper = 4 * 768;   // steps of A packed at a time
+constexpr int64_t kPackedA = 4 << 20;     // elements (4 bytes) of A packed at a time: 16 MiB
+constexpr int64_t kRowChunk = 512;        // rows of a task: each task packs its own B, so fewer would repeat that
+constexpr int64_t kColumnBlock = 128;     // columns of a task
+constexpr int64_t kSerialWork = 1 << 18;  // multiplications that are not worth waking a thread
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+// The size of equal parts of n, each a multiple of `unit` and about `most` at the most.
+int64_t balanced(int64_t n, int64_t most, int64_t unit) {
+  return round_up(divide_up(std::max<int64_t>(n, 1), divide_up(std::max<int64_t>(n, 1), most)), unit);
+}
+
+const MatmulKernel& choose_kernel(const Gemm&) { return matmul_scalar; }
+
+struct Plan {
+  const MatmulKernel& kernel;
+  int64_t steps, step_block, step_super, row_super, row_chunk, column_block;
+  size_t a_bytes, slab_bytes, b_bytes, slot_bytes;
+
+  explicit Plan(const Gemm& g) : kernel(choose_kernel(g)) {
+    steps = kernel.pairs ? divide_up(g.K, 2) : g.K;
+    step_block = balanced(steps, kStepBlock, 2);
+    step_super = std::min(round_up(kStepSuper, step_block), round_up(std::max<int64_t>(steps, 1), step_block));
+    row_super = balanced(g.M, std::max(kPackedA / step_super, kRowChunk), kernel.mr);
+    row_chunk = balanced(std::min(g.M, row_super), kRowChunk, kernel.mr);
+    column_block = balanced(g.N, kColumnBlock, kernel.nr);
+    a_bytes = round_up(row_super * step_super * 4, 64);
+    const int64_t tiles = divide_up(row_super, row_chunk) * divide_up(g.N, column_block);
+    const size_t sum_bytes = round_up((steps > step_block ? row_chunk : kernel.mr) * column_block * 4, 64);
+    slab_bytes =
+        steps > step_super ? tiles * sum_bytes : 0;  // sums that wait for the next part of a long inner dimension
+    b_bytes = round_up(step_block * column_block * 4, 64);
+    slot_bytes = b_bytes + (slab_bytes ? 0 : sum_bytes);
+  }
+  int64_t elements_per_step() const { return kernel.pairs ? 2 : 1; }
+};
+
+// Runs tile(slot, k) for k in [0, count). A slot is scratch memory that one thread at a time uses.
+template <class F>
+void run_tiles(Pool* pool, int64_t count, F&& tile) {
+  const int64_t slots = pool ? std::min<int64_t>(pool->threads(), count) : 1;
+  if (slots <= 1) {
+    for (int64_t k = 0; k < count; k++) tile(0, k);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  pool->run(slots, [&](int64_t slot) {
+    for (int64_t k; (k = next.fetch_add(1, std::memory_order_relaxed)) < count;) tile(slot, k);
+  });
+}
+
+void add_to(float* sum, const void* x, DType type, int64_t offset, int64_t n) {
+  float converted[kColumnBlock + 64];
+  const float* values = static_cast<const float*>(x) + offset;
+  if (type == DType::bf16) {
+    vmath().bf16_to_f32(converted, static_cast<const uint16_t*>(x) + offset, n);
+    values = converted;
+  }
+  vmath().axpy(sum, values, 1, n);
+}
+
+void store(void* out, DType type, int64_t offset, const float* x, int64_t n) {
+  if (type == DType::bf16)
+    vmath().f32_to_bf16(static_cast<uint16_t*>(out) + offset, x, n);
+  else
+    std::memcpy(static_cast<float*>(out) + offset, x, n * sizeof(float));
+}
+
+// out[m, n .. n + columns) from the finished sums.
+void finish_row(const Gemm& g, int64_t m, int64_t n, int64_t columns, float* sum) {
+  const int64_t dense = m * g.N + n, at = m * g.ldo + n;
+  if (g.bias) add_to(sum, g.bias, g.bias_type, n, columns);
+  if (g.pre_out) store(g.pre_out, g.pre_type, dense, sum, columns);
+  if (g.epilogue == Epilogue::gelu) vmath().gelu(sum, sum, columns);
+  if (g.epilogue == Epilogue::gelu_backward) {
+    float pre[kColumnBlock + 64] = {};
+    add_to(pre, g.pre, g.pre_type, dense, columns);
+    vmath().gelu_backward(sum, sum, pre, columns);
+  }
+  if (g.residual) add_to(sum, g.residual, g.residual_type, dense, columns);
+  if (g.accumulate) add_to(sum, g.out, g.out_type, at, columns);
+  store(g.out, g.out_type, at, sum, columns);
+}
+
+// One pass: the packed rows [m0, m1) of A, steps [s0, s1).
+struct Pass {
+  const Gemm& g;
+  const Plan& p;
+  char* workspace;
+  int64_t m0, m1, s0, s1;
+
+  float* packed_a(int64_t row, int64_t step) const {  // both relative to the pass
+    return reinterpret_cast<float*>(workspace) + row * p.step_super + step * p.kernel.mr;
+  }
+
+  MatmulPanel panel(const void* data, DType type, int64_t ld, bool k_major, int64_t line, int64_t count, int64_t step,
+                    int64_t steps) const {
+    const int64_t k = step * p.elements_per_step(), size = dtype_size(type);
+    const int64_t offset = k_major ? k * ld + line : line * ld + k;
+    return {static_cast<const char*>(data) + offset * size,  ld, type == DType::bf16, k_major, count,
+            std::min(steps * p.elements_per_step(), g.K - k)};
+  }
+
+  void pack_a(int64_t row) const {  // one panel
+    const int64_t count = std::min<int64_t>(p.kernel.mr, m1 - m0 - row);
+    const MatmulPanel from = panel(g.a, g.a_type, g.lda, g.trans_a, m0 + row, count, s0, s1 - s0);
+    p.kernel.pack(packed_a(row, 0), p.kernel.mr, &from);
+  }
+
+  void pack_b(float* out, int64_t n, int64_t columns, int64_t step, int64_t steps) const {
+    for (int64_t j = 0; j < columns; j += p.kernel.nr, out += steps * p.kernel.nr) {
+      const int64_t count = std::min<int64_t>(p.kernel.nr, columns - j);
+      const MatmulPanel from = panel(g.b, g.b_type, g.ldb, !g.trans_b, n + j, count, step, steps);
+      p.kernel.pack(out, p.kernel.nr, &from);
+    }
+  }
+
+  void tile(int64_t slot, int64_t index) const {
+    const int64_t chunks = divide_up(m1 - m0, p.row_chunk);
+    const int64_t r0 = index % chunks * p.row_chunk, r1 = std::min(r0 + p.row_chunk, m1 - m0);
+    const int64_t n = index / chunks * p.column_block, columns = std::min(p.column_block, g.N - n);
+    char* scratch = workspace + p.a_bytes + p.slab_bytes + slot * p.slot_bytes;
+    float* b = reinterpret_cast<float*>(scratch);
+    const int64_t row_sums = p.steps > p.step_block ? p.column_block : 0;  // 0: each panel is finished at once
+    float* sums = reinterpret_cast<float*>(p.slab_bytes ? workspace + p.a_bytes : scratch + p.b_bytes);
+    if (p.slab_bytes) sums += index * p.row_chunk * p.column_block;
+    for (int64_t s = s0; s == s0 || s < s1; s += p.step_block) {
+      const int64_t steps = std::min(p.step_block, s1 - s);
+      const bool last = s + steps == p.steps;
+      pack_b(b, n, columns, s, steps);
+      for (int64_t r = r0; r < r1; r += p.kernel.mr) {
+        const int64_t rows = std::min<int64_t>(p.kernel.mr, r1 - r);
+        float* c = sums + (r - r0) * row_sums;
+        for (int64_t j = 0; j < columns; j += p.kernel.nr)
+          p.kernel.multiply(steps, packed_a(r, s - s0), b + j * steps, c + j, p.column_block, int(rows), s > 0);
+        for (int64_t i = 0; last && i < rows; i++) finish_row(g, m0 + r + i, n, columns, c + i * p.column_block);
+      }
+    }
+  }
+};
+
+void multiply(Pool* pool, const Gemm& g) {
+  if (g.M == 0 || g.N == 0) return;
+  const Plan plan(g);
+  if (g.M * g.N * g.K <= kSerialWork) pool = nullptr;
+  for (int64_t m = 0; m < g.M; m += plan.row_super)
+    for (int64_t s = 0; s == 0 || s < plan.steps; s += plan.step_super) {
+      const Pass pass{g,
+                      plan,
+                      static_cast<char*>(g.workspace),
+                      m,
+                      std::min(m + plan.row_super, g.M),
+                      s,
+                      std::min(s + plan.step_super, plan.steps)};
+      const int64_t rows = pass.m1 - m, panels = divide_up(rows, plan.kernel.mr);
+      run_tiles(rows * (pass.s1 - s) <= kSerialWork ? nullptr : pool, panels,
+                [&](int64_t, int64_t k) { pass.pack_a(k * plan.kernel.mr); });
+      run_tiles(pool, divide_up(rows, plan.row_chunk) * divide_up(g.N, plan.column_block),
+                [&](int64_t slot, int64_t k) { pass.tile(slot, k); });
+    }
+}
+
+}  // namespace
+
+size_t gemm_workspace(const Gemm& g, int threads) {
+  if (g.M == 0 || g.N == 0) return 0;
+  const Plan plan(g);
+  return plan.a_bytes + plan.slab_bytes + size_t(threads) * plan.slot_bytes;
+}
+
+void gemm(Pool& pool, const Gemm& g) { multiply(&pool, g); }
+void gemm_serial(const Gemm& g) { multiply(nullptr, g); }
+
+}  // namespace tc::cpu

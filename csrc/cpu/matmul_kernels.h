@@ -1,0 +1,32 @@
+// What an instruction set gives to the matrix product: one inner kernel and one packing function. C only: the ISA files
+// include it.
+#pragma once
+#include <stdint.h>
+
+namespace tc::cpu {
+
+// `count` lines of length k along the inner dimension, read from a row-major matrix: rows of it (line-major) or columns
+// (k_major).
+struct MatmulPanel {
+  const void* data;  // line-major: line i, element k at data[i·ld + k]; k_major: at data[k·ld + i]
+  int64_t ld;
+  int bf16, k_major;
+  int64_t count, k;
+};
+
+// A step is one f32 of the inner dimension, or two bf16 next to each other ("pairs"): 4 bytes per line either way.
+struct MatmulKernel {
+  int mr, nr;  // rows and columns of the inner tile
+  int pairs;  // 1: packed operands are bf16 pairs, and both sources must be bf16; 0: packed as f32, sources f32 or bf16
+  // out[step][width] from panel.count <= width lines; missing lines and the missing half of the last pair are zero.
+  void (*pack)(void* out, int width, const struct MatmulPanel* panel);
+  // c[rows][nr] (row stride ldc) = (add ? c : 0) + a[step][mr]^T · b[step][nr], each sum in the order of the steps.
+  void (*multiply)(int64_t steps, const void* a, const void* b, float* c, int64_t ldc, int rows, int add);
+};
+
+extern const MatmulKernel matmul_scalar;
+extern const MatmulKernel matmul_avx2;
+extern const MatmulKernel matmul_avx512;
+extern const MatmulKernel matmul_avx512bf16;
+
+}  // namespace tc::cpu
