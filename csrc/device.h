@@ -32,7 +32,7 @@ struct Backend {
 };
 
 namespace cpu {
-extern const Backend backend;
+extern const Backend backend;  // csrc/cpu/device.cc
 }
 
 }  // namespace tc

@@ -31,10 +31,15 @@ export async function* readBytes(file: DataFile): AsyncGenerator<Uint8Array> {
 
 function readError(file: DataFile, cause: NodeJS.ErrnoException): TrainCoreError {
   // System errors have a system call; what remains comes from the decompressor.
-  if (cause.syscall) return new TrainCoreError('ERR_FILE', `[data] cannot read ${file.path}: ${cause.message}`, { cause })
-  return new TrainCoreError('ERR_DATA', `[data] ${file.path} is not whole, valid ${file.compression} data: ${cause.message}`, {
-    cause,
-  })
+  if (cause.syscall)
+    return new TrainCoreError('ERR_FILE', `[data] cannot read ${file.path}: ${cause.message}`, { cause })
+  return new TrainCoreError(
+    'ERR_DATA',
+    `[data] ${file.path} is not whole, valid ${file.compression} data: ${cause.message}`,
+    {
+      cause,
+    },
+  )
 }
 
 async function* unzstd(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {

@@ -80,7 +80,8 @@ async function walk(dir: string): Promise<string[]> {
     if (entry.name.startsWith('.')) continue
     const path = dir === '/' ? `/${entry.name}` : `${dir.replace(/[/\\]+$/, '')}${sep}${entry.name}`
     if (entry.isDirectory()) paths.push(...(await walk(path)))
-    else if (entry.isFile() || (entry.isSymbolicLink() && (await stat(path).catch(() => undefined))?.isFile())) paths.push(path)
+    else if (entry.isFile() || (entry.isSymbolicLink() && (await stat(path).catch(() => undefined))?.isFile()))
+      paths.push(path)
   }
   return paths.sort((a, b) => (a < b ? -1 : a > b ? 1 : 0))
 }
@@ -90,7 +91,9 @@ function globBase(pattern: string): string {
   const parts = pattern.split('/')
   const first = parts.findIndex(part => /[*?[{]/.test(part))
   const base = parts.slice(0, first)
-  return base.length === 1 && base[0] === '' ? '/' : join(...base.map(part => part || '/')).replace(/^\.$/, first > 0 ? '.' : '')
+  return base.length === 1 && base[0] === ''
+    ? '/'
+    : join(...base.map(part => part || '/')).replace(/^\.$/, first > 0 ? '.' : '')
 }
 
 /** A glob as a regular expression over whole paths. */
@@ -108,7 +111,10 @@ export function globToRegExp(glob: string): RegExp {
     } else if (char === '?') source += '[^/]'
     else if (char === '[' && glob.indexOf(']', i + 2) > 0) {
       const end = glob.indexOf(']', i + 2)
-      source += `[${glob.slice(i + 1, end).replace(/^!/, '^').replace(/[\\[]/g, '\\$&')}]`
+      source += `[${glob
+        .slice(i + 1, end)
+        .replace(/^!/, '^')
+        .replace(/[\\[]/g, '\\$&')}]`
       i = end
     } else if (char === '{' && glob.indexOf('}', i) > 0) {
       source += '(?:'

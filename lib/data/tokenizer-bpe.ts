@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { Tokenizer as HfTokenizer } from '@huggingface/tokenizers'
+import { cutBeforeSpace } from './cut.js'
 import { concatIds, Tokenizer } from './tokenizer.js'
 import { byteChars, writeFiles } from './tokenizer-files.js'
 
@@ -108,17 +109,6 @@ export class BpeTokenizer extends Tokenizer {
   #hfIds(text: string): number[] {
     return text ? this.#hf.encode(text, { add_special_tokens: false }).ids : []
   }
-}
-
-/**
- * Where to cut `text` so that both parts encode as they would together: after `from`, at or after `wanted` if that is
- * possible before the end, before a white space that follows a non-space (no pre-token of GPT-2 spans that point).
- */
-export function cutBeforeSpace(text: string, from: number, wanted: number): number {
-  const boundary = /(?<=\P{White_Space})(?=\p{White_Space})/gu
-  if (wanted >= text.length) return text.length
-  boundary.lastIndex = Math.max(wanted, from + 1)
-  return boundary.exec(text)?.index ?? text.length
 }
 
 /** GPT-2's own pre-tokenizer and nothing else that changes the text: the fast path holds. */

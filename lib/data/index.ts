@@ -1,0 +1,7 @@
+export { type Batch, type BatchOptions, BatchSource } from './batches.js'
+export { cacheFolder } from './cache.js'
+export { type DatasetOptions, openDataset, TokenDataset } from './dataset.js'
+export { type EvalBatch, evalWindows } from './eval-windows.js'
+export type { DataWarning } from './files.js'
+export { type SampleText, sampleText } from './sample.js'
+export { type EncodeOptions, type StreamDecoder, Tokenizer } from './tokenizer.js'
