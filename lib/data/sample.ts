@@ -39,7 +39,11 @@ export async function sampleText(): Promise<SampleText> {
     const folder = join(dirname(require.resolve(`${PACKAGE}/package.json`)), 'data')
     const chapters = await Promise.all(names.map(name => readFile(join(folder, name), 'utf8')))
     const text = chapters.map(chapter => plain(chapter)).join('\n\n')
-    return { name: 'Moby Dick; or, The Whale, by Herman Melville', text: `${text}\n`, licence: 'public domain (PDDL-1.0, CC0-1.0)' }
+    return {
+      name: 'Moby Dick; or, The Whale, by Herman Melville',
+      text: `${text}\n`,
+      licence: 'public domain (PDDL-1.0, CC0-1.0)',
+    }
   } catch (cause) {
     throw new TrainCoreError('ERR_FILE', `[sampleText] cannot read ${PACKAGE}: ${(cause as Error).message}`, {
       help: 'run npm install, or name your own text with --data',
