@@ -33,7 +33,18 @@ int64_t balanced(int64_t n, int64_t most, int64_t unit) {
   return round_up(divide_up(std::max<int64_t>(n, 1), divide_up(std::max<int64_t>(n, 1), most)), unit);
 }
 
-const MatmulKernel& choose_kernel(const Gemm&) { return matmul_scalar; }
+const MatmulKernel& choose_kernel([[maybe_unused]] const Gemm& g) {
+#if defined(TC_HAVE_AVX512BF16)
+  if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target_at_least(Isa::avx512bf16)) return matmul_avx512bf16;
+#endif
+#if defined(TC_HAVE_AVX512)
+  if (target_at_least(Isa::avx512)) return matmul_avx512;
+#endif
+#if defined(TC_HAVE_AVX2)
+  if (target_at_least(Isa::avx2)) return matmul_avx2;
+#endif
+  return matmul_scalar;
+}
 
 struct Plan {
   const MatmulKernel& kernel;

@@ -28,5 +28,6 @@ extern const MatmulKernel matmul_scalar;
 extern const MatmulKernel matmul_avx2;
 extern const MatmulKernel matmul_avx512;
 extern const MatmulKernel matmul_avx512bf16;
+void matmul_pack_pairs_avx512(void* out, int width, const MatmulPanel* panel);  // for matmul_avx512bf16
 
 }  // namespace tc::cpu
