@@ -16,4 +16,4 @@ test('the sample text is the whole book in plain ASCII, the same everywhere', as
   assert.equal(createHash('sha256').update(text).digest('hex'), SHA256)
 })
 
-const SHA256 = ''
+const SHA256 = '22ca4d02af8e1635db6c3e2e8923bda9a638a43288f92b9da9e3a3c2a52f3785'
