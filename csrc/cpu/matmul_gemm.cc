@@ -24,6 +24,10 @@ constexpr int64_t kStepSuper = 4 * 768;   // steps of A packed at a time
 constexpr int64_t kPackedA = 4 << 20;     // elements (4 bytes) of A packed at a time: 16 MiB
 constexpr int64_t kRowChunk = 512;        // rows of a task: each task packs its own B, so fewer would repeat that
 constexpr int64_t kColumnBlock = 128;     // columns of a task
+constexpr int64_t kThinRows = 8;          // rows up to which B is used where it lies
+constexpr int64_t kThinColumns = 192;     // columns of a task then
+constexpr int64_t kPackPanels = 8;        // panels of A that a task packs
+constexpr int64_t kMaxColumns = 256;      // of a task, rounded up to whole tiles
 constexpr int64_t kSerialWork = 1 << 18;  // multiplications that are not worth waking a thread
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -48,22 +52,22 @@ const MatmulKernel& choose_kernel([[maybe_unused]] const Gemm& g) {
 
 struct Plan {
   const MatmulKernel& kernel;
+  const bool thin;
   int64_t steps, step_block, step_super, row_super, row_chunk, column_block;
-  size_t a_bytes, slab_bytes, b_bytes, slot_bytes;
+  size_t a_bytes, slab_bytes = 0, b_bytes = 0, slot_bytes;
 
-  explicit Plan(const Gemm& g) : kernel(choose_kernel(g)) {
+  explicit Plan(const Gemm& g) : kernel(choose_kernel(g)), thin(kernel.multiply_thin && g.M <= kThinRows) {
     steps = kernel.pairs ? divide_up(g.K, 2) : g.K;
-    step_block = balanced(steps, kStepBlock, 2);
+    step_block = thin ? std::max<int64_t>(steps, 1) : balanced(steps, kStepBlock, 2);
     step_super = std::min(round_up(kStepSuper, step_block), round_up(std::max<int64_t>(steps, 1), step_block));
     row_super = balanced(g.M, std::max(kPackedA / step_super, kRowChunk), kernel.mr);
     row_chunk = balanced(std::min(g.M, row_super), kRowChunk, kernel.mr);
-    column_block = balanced(g.N, kColumnBlock, kernel.nr);
+    column_block = thin ? balanced(g.N, kThinColumns, 16) : balanced(g.N, kColumnBlock, kernel.nr);
     a_bytes = round_up(row_super * step_super * 4, 64);
-    const int64_t tiles = divide_up(row_super, row_chunk) * divide_up(g.N, column_block);
     const size_t sum_bytes = round_up((steps > step_block ? row_chunk : kernel.mr) * column_block * 4, 64);
-    slab_bytes =
-        steps > step_super ? tiles * sum_bytes : 0;  // sums that wait for the next part of a long inner dimension
-    b_bytes = round_up(step_block * column_block * 4, 64);
+    if (steps > step_super)  // sums that wait for the next part of a long inner dimension
+      slab_bytes = divide_up(row_super, row_chunk) * divide_up(g.N, column_block) * sum_bytes;
+    if (!thin) b_bytes = round_up(step_block * column_block * 4, 64);
     slot_bytes = b_bytes + (slab_bytes ? 0 : sum_bytes);
   }
   int64_t elements_per_step() const { return kernel.pairs ? 2 : 1; }
@@ -84,7 +88,7 @@ void run_tiles(Pool* pool, int64_t count, F&& tile) {
 }
 
 void add_to(float* sum, const void* x, DType type, int64_t offset, int64_t n) {
-  float converted[kColumnBlock + 64];
+  float converted[kMaxColumns];
   const float* values = static_cast<const float*>(x) + offset;
   if (type == DType::bf16) {
     vmath().bf16_to_f32(converted, static_cast<const uint16_t*>(x) + offset, n);
@@ -107,7 +111,7 @@ void finish_row(const Gemm& g, int64_t m, int64_t n, int64_t columns, float* sum
   if (g.pre_out) store(g.pre_out, g.pre_type, dense, sum, columns);
   if (g.epilogue == Epilogue::gelu) vmath().gelu(sum, sum, columns);
   if (g.epilogue == Epilogue::gelu_backward) {
-    float pre[kColumnBlock + 64] = {};
+    float pre[kMaxColumns] = {};
     add_to(pre, g.pre, g.pre_type, dense, columns);
     vmath().gelu_backward(sum, sum, pre, columns);
   }
@@ -124,10 +128,10 @@ struct Pass {
   int64_t m0, m1, s0, s1;
 
   float* packed_a(int64_t row, int64_t step) const {  // both relative to the pass
-    return reinterpret_cast<float*>(workspace) + row * p.step_super + step * p.kernel.mr;
+    return reinterpret_cast<float*>(workspace) + row * (s1 - s0) + step * p.kernel.mr;
   }
 
-  MatmulPanel panel(const void* data, DType type, int64_t ld, bool k_major, int64_t line, int64_t count, int64_t step,
+  MatmulLines lines(const void* data, DType type, int64_t ld, bool k_major, int64_t line, int64_t count, int64_t step,
                     int64_t steps) const {
     const int64_t k = step * p.elements_per_step(), size = dtype_size(type);
     const int64_t offset = k_major ? k * ld + line : line * ld + k;
@@ -135,21 +139,27 @@ struct Pass {
             std::min(steps * p.elements_per_step(), g.K - k)};
   }
 
-  void pack_a(int64_t row) const {  // one panel
-    const int64_t count = std::min<int64_t>(p.kernel.mr, m1 - m0 - row);
-    const MatmulPanel from = panel(g.a, g.a_type, g.lda, g.trans_a, m0 + row, count, s0, s1 - s0);
+  void pack_a(int64_t row, int64_t rows) const {
+    const MatmulLines from =
+        lines(g.a, g.a_type, g.lda, g.trans_a, m0 + row, std::min(rows, m1 - m0 - row), s0, s1 - s0);
     p.kernel.pack(packed_a(row, 0), p.kernel.mr, &from);
   }
 
   void pack_b(float* out, int64_t n, int64_t columns, int64_t step, int64_t steps) const {
-    for (int64_t j = 0; j < columns; j += p.kernel.nr, out += steps * p.kernel.nr) {
-      const int64_t count = std::min<int64_t>(p.kernel.nr, columns - j);
-      const MatmulPanel from = panel(g.b, g.b_type, g.ldb, !g.trans_b, n + j, count, step, steps);
-      p.kernel.pack(out, p.kernel.nr, &from);
-    }
+    const MatmulLines from = lines(g.b, g.b_type, g.ldb, !g.trans_b, n, columns, step, steps);
+    p.kernel.pack(out, p.kernel.nr, &from);
+  }
+
+  void thin_tile(int64_t slot, int64_t index) const {
+    const int64_t n = index * p.column_block, columns = std::min(p.column_block, g.N - n);
+    float* sums = reinterpret_cast<float*>(workspace + p.a_bytes + slot * p.slot_bytes);
+    const MatmulLines from = lines(g.b, g.b_type, g.ldb, !g.trans_b, n, columns, 0, p.steps);
+    p.kernel.multiply_thin(&from, packed_a(0, 0), sums, p.column_block, int(g.M));
+    for (int64_t i = 0; i < g.M; i++) finish_row(g, i, n, columns, sums + i * p.column_block);
   }
 
   void tile(int64_t slot, int64_t index) const {
+    if (p.thin) return thin_tile(slot, index);
     const int64_t chunks = divide_up(m1 - m0, p.row_chunk);
     const int64_t r0 = index % chunks * p.row_chunk, r1 = std::min(r0 + p.row_chunk, m1 - m0);
     const int64_t n = index / chunks * p.column_block, columns = std::min(p.column_block, g.N - n);
@@ -186,9 +196,9 @@ void multiply(Pool* pool, const Gemm& g) {
                       std::min(m + plan.row_super, g.M),
                       s,
                       std::min(s + plan.step_super, plan.steps)};
-      const int64_t rows = pass.m1 - m, panels = divide_up(rows, plan.kernel.mr);
-      run_tiles(rows * (pass.s1 - s) <= kSerialWork ? nullptr : pool, panels,
-                [&](int64_t, int64_t k) { pass.pack_a(k * plan.kernel.mr); });
+      const int64_t rows = pass.m1 - m, group = kPackPanels * plan.kernel.mr;
+      run_tiles(rows * (pass.s1 - s) <= kSerialWork ? nullptr : pool, divide_up(rows, group),
+                [&](int64_t, int64_t k) { pass.pack_a(k * group, group); });
       run_tiles(pool, divide_up(rows, plan.row_chunk) * divide_up(g.N, plan.column_block),
                 [&](int64_t slot, int64_t k) { pass.tile(slot, k); });
     }

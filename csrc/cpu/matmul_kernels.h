@@ -1,5 +1,4 @@
-// What an instruction set gives to the matrix product: one inner kernel and one packing function. C only: the ISA files
-// include it.
+// What an instruction set gives to the matrix product: inner kernels and packing. C only: the ISA files include it.
 #pragma once
 #include <stdint.h>
 
@@ -7,7 +6,7 @@ namespace tc::cpu {
 
 // `count` lines of length k along the inner dimension, read from a row-major matrix: rows of it (line-major) or columns
 // (k_major).
-struct MatmulPanel {
+struct MatmulLines {
   const void* data;  // line-major: line i, element k at data[i·ld + k]; k_major: at data[k·ld + i]
   int64_t ld;
   int bf16, k_major;
@@ -18,16 +17,18 @@ struct MatmulPanel {
 struct MatmulKernel {
   int mr, nr;  // rows and columns of the inner tile
   int pairs;  // 1: packed operands are bf16 pairs, and both sources must be bf16; 0: packed as f32, sources f32 or bf16
-  // out[step][width] from panel.count <= width lines; missing lines and the missing half of the last pair are zero.
-  void (*pack)(void* out, int width, const struct MatmulPanel* panel);
+  // out[panel][step][width]: panels of `width` lines; missing lines and the missing half of the last pair are zero.
+  void (*pack)(void* out, int width, const struct MatmulLines* lines);
   // c[rows][nr] (row stride ldc) = (add ? c : 0) + a[step][mr]^T · b[step][nr], each sum in the order of the steps.
   void (*multiply)(int64_t steps, const void* a, const void* b, float* c, int64_t ldc, int rows, int add);
+  // c[rows][b->count] = a[step][mr]^T · b, the same sums without packing b; ldc is a multiple of 16, all of it may be
+  // written. Null where the instruction set has none.
+  void (*multiply_thin)(const struct MatmulLines* b, const void* a, float* c, int64_t ldc, int rows);
 };
 
 extern const MatmulKernel matmul_scalar;
 extern const MatmulKernel matmul_avx2;
 extern const MatmulKernel matmul_avx512;
 extern const MatmulKernel matmul_avx512bf16;
-void matmul_pack_pairs_avx512(void* out, int width, const MatmulPanel* panel);  // for matmul_avx512bf16
 
 }  // namespace tc::cpu

@@ -10,18 +10,18 @@ namespace {
 constexpr int kRows = 4, kColumns = 8;
 
 template <class T>
-void pack_panel(float* out, int width, const MatmulPanel& p) {
+void pack_lines(float* out, int width, const MatmulLines& p) {
   const T* data = static_cast<const T*>(p.data);
   const int64_t line = p.k_major ? 1 : p.ld, step = p.k_major ? p.ld : 1;
-  for (int64_t k = 0; k < p.k; k++, out += width) {
-    for (int64_t i = 0; i < p.count; i++) out[i] = to_float(data[i * line + k * step]);
-    for (int64_t i = p.count; i < width; i++) out[i] = 0;
-  }
+  for (int64_t first = 0; first < p.count; first += width)
+    for (int64_t k = 0; k < p.k; k++, out += width)
+      for (int64_t i = 0; i < width; i++)
+        out[i] = first + i < p.count ? to_float(data[(first + i) * line + k * step]) : 0;
 }
 
-void pack(void* out, int width, const MatmulPanel* p) {
-  p->bf16 ? pack_panel<bf16>(static_cast<float*>(out), width, *p)
-          : pack_panel<float>(static_cast<float*>(out), width, *p);
+void pack(void* out, int width, const MatmulLines* p) {
+  p->bf16 ? pack_lines<bf16>(static_cast<float*>(out), width, *p)
+          : pack_lines<float>(static_cast<float*>(out), width, *p);
 }
 
 void multiply(int64_t steps, const void* a_panel, const void* b_panel, float* c, int64_t ldc, int rows, int add) {
@@ -38,6 +38,6 @@ void multiply(int64_t steps, const void* a_panel, const void* b_panel, float* c,
 
 }  // namespace
 
-const MatmulKernel matmul_scalar = {kRows, kColumns, 0, pack, multiply};
+const MatmulKernel matmul_scalar = {kRows, kColumns, 0, pack, multiply, nullptr};
 
 }  // namespace tc::cpu
