@@ -115,9 +115,7 @@ export class BpeTokenizer extends Tokenizer {
 function isGpt2Style(json: TokenizerJson, specials: ReadonlyMap<string, number>): boolean {
   const pre = json.pre_tokenizer
   const plainAdded = (json.added_tokens ?? []).some(token => !specials.has(token.content))
-  return (
-    pre?.type === 'ByteLevel' && pre.use_regex !== false && !pre.add_prefix_space && !json.normalizer && !plainAdded
-  )
+  return pre?.type === 'ByteLevel' && pre.use_regex !== false && !json.normalizer && !plainAdded
 }
 
 /**
@@ -130,20 +128,29 @@ function withoutSpecials(json: TokenizerJson, specials: ReadonlyMap<string, numb
     ...json,
     normalizer: json.normalizer ?? null,
     post_processor: null,
-    decoder: json.decoder ?? null,
+    decoder: null,
     added_tokens: (json.added_tokens ?? []).filter(token => !specials.has(token.content)),
-    pre_tokenizer: fast ? { ...json.pre_tokenizer, use_regex: false } : namedWhiteSpace(json.pre_tokenizer),
+    pre_tokenizer: fast ? { ...json.pre_tokenizer, use_regex: false } : exactPreTokenizer(json.pre_tokenizer),
     model: { ...json.model, vocab },
   }
 }
 
-/** Replaces ByteLevel's built-in pattern, whose `\s` is JavaScript's, by the same pattern as an explicit Split. */
-function namedWhiteSpace(pre: unknown): unknown {
-  const node = pre as { type?: string; use_regex?: boolean; pretokenizers?: unknown[] } | null | undefined
-  if (node?.type === 'Sequence') return { ...node, pretokenizers: node.pretokenizers?.map(namedWhiteSpace) }
+/**
+ * Writes out as Split patterns what Hugging Face's JavaScript does a little otherwise than its Rust: ByteLevel's `\s` is
+ * not Unicode White_Space, and Digits takes decimal digits only, not all numbers.
+ */
+function exactPreTokenizer(pre: unknown): unknown {
+  const node = pre as {
+    type?: string
+    use_regex?: boolean
+    individual_digits?: boolean
+    pretokenizers?: unknown[]
+  } | null
+  const split = (Regex: string) => ({ type: 'Split', pattern: { Regex }, behavior: 'Isolated', invert: false })
+  if (node?.type === 'Sequence') return { ...node, pretokenizers: node.pretokenizers?.map(exactPreTokenizer) }
+  if (node?.type === 'Digits') return split(node.individual_digits ? '\\p{N}' : '\\p{N}+')
   if (node?.type !== 'ByteLevel' || node.use_regex === false) return node ?? null
-  const split = { type: 'Split', pattern: { Regex: GPT2_PATTERN.source }, behavior: 'Isolated', invert: false }
-  return { type: 'Sequence', pretokenizers: [split, { ...node, use_regex: false }] }
+  return { type: 'Sequence', pretokenizers: [split(GPT2_PATTERN.source), { ...node, use_regex: false }] }
 }
 
 function bytesOfTokens(json: TokenizerJson): (Uint8Array | undefined)[] {

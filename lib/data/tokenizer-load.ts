@@ -102,7 +102,12 @@ function fromFiles(name: string, dir: string, files: Map<string, Buffer>): Token
   }
   specials.set(eosText, eosId)
   if (isByteTokenizer(json, specials, eosId)) return new ByteTokenizer()
-  return new BpeTokenizer({ name, json, config, specials, eosId, files })
+  try {
+    return new BpeTokenizer({ name, json, config, specials, eosId, files })
+  } catch (cause) {
+    // Hugging Face's code refuses what it doesn't know, e.g. an unknown pre-tokenizer or a pattern it can't compile.
+    throw new TrainCoreError('ERR_UNSUPPORTED', `[tokenizer] cannot use ${dir}: ${(cause as Error).message}`, { cause })
+  }
 }
 
 function parse(dir: string, name: string, files: Map<string, Buffer>): Record<string, unknown> | undefined {
@@ -135,19 +140,28 @@ function parseMerges(text: string): string[] {
 /** Refuses early what would otherwise encode wrongly. */
 function checkJson(dir: string, json: TokenizerJson): void {
   const { model } = json
-  const isObject = (value: unknown) => typeof value === 'object' && value !== null
+  const isObject = (value: unknown): boolean => typeof value === 'object' && value !== null && !Array.isArray(value)
   if (!isObject(model) || !isObject(model.vocab)) {
     throw new TrainCoreError('ERR_DATA', `[tokenizer] ${dir}/tokenizer.json has no model with a vocabulary`)
   }
-  const byteLevel = JSON.stringify(json.pre_tokenizer ?? null).includes('"type":"ByteLevel"')
-  if ((model.type !== undefined && model.type !== 'BPE') || !Array.isArray(model.merges) || !byteLevel) {
+  const pre = JSON.stringify(json.pre_tokenizer ?? null)
+  const isBpe = (model.type === undefined || model.type === 'BPE') && Array.isArray(model.merges)
+  if (!isBpe || !pre.includes('"type":"ByteLevel"') || pre.includes('"add_prefix_space":true')) {
+    const kind = isBpe ? `a BPE with the pre-tokenizer ${pre.slice(0, 200)}` : (model.type ?? 'another kind')
     throw new TrainCoreError(
       'ERR_UNSUPPORTED',
-      `[tokenizer] a byte-level BPE is wanted; ${dir} holds ${model.type ?? 'another kind'}`,
-      {
-        help: 'use the tokenizer of a GPT-2-class model',
-      },
+      `[tokenizer] a byte-level BPE without prefix space is wanted; ${dir} holds ${kind}`,
+      { help: 'use the tokenizer of a GPT-2-class model' },
     )
+  }
+  const added: unknown = json.added_tokens ?? []
+  if (!Array.isArray(added) || !added.every(token => typeof token?.content === 'string' && token.content !== '')) {
+    throw new TrainCoreError('ERR_DATA', `[tokenizer] ${dir}/tokenizer.json: added_tokens is not a list of tokens`)
+  }
+  const isPair = (merge: unknown): boolean =>
+    (typeof merge === 'string' ? merge.split(' ') : Array.isArray(merge) ? merge : []).length === 2
+  if (!model.merges.every(isPair)) {
+    throw new TrainCoreError('ERR_DATA', `[tokenizer] ${dir}: a merge is not a pair of tokens`)
   }
   const ids = [...Object.values(model.vocab), ...(json.added_tokens ?? []).map(token => token.id)]
   const bad = ids.find(id => !Number.isInteger(id) || id < 0 || id >= 2 ** 24)
@@ -169,8 +183,7 @@ function isByteTokenizer(json: TokenizerJson, specials: Map<string, number>, eos
     Object.keys(json.model.vocab).filter(token => token !== END_OF_TEXT).length === 256 &&
     bytes.every((char, byte) => json.model.vocab[char] === byte) &&
     !json.normalizer &&
-    json.pre_tokenizer?.type === 'ByteLevel' &&
-    !json.pre_tokenizer.add_prefix_space
+    json.pre_tokenizer?.type === 'ByteLevel'
   )
 }
 

@@ -113,6 +113,79 @@ describe('gpt2', () => {
   }
 })
 
+describe('other byte-level tokenizers', () => {
+  // The ids are those of Hugging Face's tokenizers 0.23.2 for GPT-2's vocabulary with another pre-tokenizer.
+  const llama3 =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true }
+  const split = { type: 'Split', pattern: { Regex: llama3 }, behavior: 'Isolated', invert: false }
+  const special = { id: 50258, content: '<pad>', special: true }
+  const kinds: [string, object, [string, number[]][]][] = [
+    [
+      'a Split pattern and a normalizer',
+      {
+        normalizer: { type: 'NFC' },
+        pre_tokenizer: { type: 'Sequence', pretokenizers: [split, { ...byteLevel, use_regex: false }] },
+      },
+      [
+        ["It's 12345\n\n DON'T  e\u0301 x", [1026, 338, 220, 10163, 2231, 628, 23917, 6, 51, 220, 38251, 2124]],
+        ['a   b½7 <pad>', [64, 220, 220, 275, 23141, 22, 1279, 15636, 29]],
+        ['a \u0085b12', [64, 220, 126, 227, 65, 1065]],
+      ],
+    ],
+    [
+      'added tokens that are not special',
+      {
+        added_tokens: [
+          { id: 50257, content: '   ', special: false },
+          special,
+          { id: 50256, content: '<|endoftext|>', special: true },
+        ],
+      },
+      [
+        ["It's 12345\n\n DON'T  e\u0301 x", [1026, 338, 17031, 2231, 628, 23917, 6, 51, 220, 304, 136, 223, 2124]],
+        ['a   b½7 <pad>', [64, 50257, 65, 23141, 22, 220, 50258]],
+        ['a \u0085b12', [64, 220, 126, 227, 65, 1065]],
+      ],
+    ],
+    [
+      'single digits',
+      {
+        pre_tokenizer: {
+          type: 'Sequence',
+          pretokenizers: [
+            { type: 'Digits', individual_digits: true },
+            { ...byteLevel, use_regex: true },
+          ],
+        },
+      },
+      [
+        [
+          "It's 12345\n\n DON'T  e\u0301 x",
+          [1026, 338, 220, 16, 17, 18, 19, 20, 628, 23917, 6, 51, 220, 304, 136, 223, 2124],
+        ],
+        ['a   b½7 <pad>', [64, 220, 220, 275, 23141, 22, 1279, 15636, 29]],
+        ['a \u0085b12', [64, 220, 126, 227, 65, 16, 17]],
+      ],
+    ],
+  ]
+  for (const [i, [name, change, goldens]] of kinds.entries()) {
+    test(name, async () => {
+      const folder = join(dir, `other-${i}`)
+      await gpt2.save(folder)
+      const path = join(folder, 'tokenizer.json')
+      writeFileSync(path, JSON.stringify({ ...JSON.parse(readFileSync(path, 'utf8')), ...change }))
+      const tokenizer = await Tokenizer.load(folder)
+      assert.notEqual(tokenizer.hash, gpt2.hash)
+      for (const [text, ids] of goldens) {
+        assert.deepEqual([...tokenizer.encode(text, { allowSpecial: true })], ids, JSON.stringify(text))
+        assert.equal(tokenizer.decode(ids), i === 0 ? text.normalize('NFC') : text)
+      }
+      assert.ok(!tokenizer.encode('<pad><|endoftext|>').includes(50256))
+    })
+  }
+})
+
 describe('streaming decoder', () => {
   test('holds back a character until it is whole', () => {
     const decoder = byte.createDecoder()
@@ -169,6 +242,14 @@ describe('refusals', () => {
       await assert.rejects(Tokenizer.load(folder), { code, message })
     })
   }
+
+  test('a tokenizer that puts a space in front', async () => {
+    const folder = join(dir, 'prefix')
+    await gpt2.save(folder)
+    const path = join(folder, 'tokenizer.json')
+    writeFileSync(path, readFileSync(path, 'utf8').replaceAll('"add_prefix_space":false', '"add_prefix_space":true'))
+    await assert.rejects(Tokenizer.load(folder), { code: 'ERR_UNSUPPORTED', message: /without prefix space/ })
+  })
 
   test('a name that is nothing', async () => {
     await assert.rejects(Tokenizer.load(join(dir, 'nowhere')), {
