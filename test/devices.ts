@@ -1,0 +1,127 @@
+// Which devices and precisions the tests run on, and how to run a test file again under another CPU target or number of threads.
+import { spawn } from 'node:child_process'
+import { type TestContext, test } from 'node:test'
+import { backends, type Device, device, setDefaultDevice } from '../lib/device.js'
+import { Tensor } from '../lib/tensor.js'
+import { digest, type Precision } from './close.js'
+
+/** TRAIN_CORE_TEST_QUICK=1: only the first shapes of each list (see {@link someOf}). */
+export const quick: boolean = process.env.TRAIN_CORE_TEST_QUICK === '1'
+
+/** The whole list, or its first `count` when the run is a quick one. */
+export function someOf<T>(list: readonly T[], count: number): readonly T[] {
+  return quick ? list.slice(0, count) : list
+}
+
+export interface DeviceTestOptions {
+  /** default f32 and bf16 */
+  precisions?: readonly Precision[]
+  /** ops that the body needs: a device that lacks one is skipped */
+  ops?: readonly string[]
+}
+
+const announced = new Set<string>()
+const counted = new Map<string, number>()
+
+/**
+ * Makes one test for each device that works here and each precision; the device is the default one while the body runs. A device
+ * that doesn't work here, or lacks one of `ops`, becomes one skipped test that says why.
+ * TRAIN_CORE_TEST_DEVICES (names separated by commas) limits the list.
+ */
+export function forEachDevice(
+  name: string,
+  body: (device: Device, precision: Precision, context: TestContext) => void | Promise<void>,
+  options: DeviceTestOptions = {},
+): void {
+  const wanted = process.env.TRAIN_CORE_TEST_DEVICES?.split(',')
+  for (const backend of backends()) {
+    if (wanted && !wanted.includes(backend.name)) continue
+    const missing = options.ops?.filter(op => backend.missing.split(' ').includes(op)) ?? []
+    if (!backend.available) skipOnce(`${backend.name}: all tests`, backend.reason)
+    else if (missing.length) skipOnce(`${backend.name}: ${name}`, `no kernel for ${missing.join(', ')}`)
+    else
+      for (const precision of options.precisions ?? (['f32', 'bf16'] as const))
+        test(`${name} [${backend.name} ${precision}]`, async context => {
+          const open = device(backend.name)
+          checkTarget(open)
+          setDefaultDevice(open)
+          await body(open, precision, context)
+        })
+  }
+}
+
+/** As {@link forEachDevice} for what has no precision. */
+export function onEachDevice(name: string, body: (device: Device, context: TestContext) => void | Promise<void>, ops?: readonly string[]): void {
+  forEachDevice(name, (open, _precision, context) => body(open, context), { precisions: ['f32'], ops })
+}
+
+function skipOnce(name: string, reason: string): void {
+  if (announced.has(name)) return
+  announced.add(name)
+  test(name, { skip: reason }, () => {})
+}
+
+function checkTarget(open: Device): void {
+  const { isa, threads } = open.info()
+  const key = open.name === 'cpu' ? `cpu ${isa} threads=${threads}` : open.name
+  if (!counted.size) process.on('exit', report)
+  counted.set(key, (counted.get(key) ?? 0) + 1)
+}
+
+// For inChild(): what the tests of this process really ran on, and the digest of all that they compared.
+function report(): void {
+  for (const [key, count] of counted) process.stdout.write(`# ran ${count} tests on ${key}\n`)
+  process.stdout.write(`# digest ${digest()}\n`)
+}
+
+export interface ChildRun {
+  /** `scalar`, `avx2`, ...: the CPU target that its tests ran on; empty when none ran */
+  isa: string
+  threads: number
+  tests: number
+  /** of everything that it compared */
+  digest: string
+}
+
+/**
+ * Runs a compiled test file in a process of its own, on the CPU only.
+ *
+ * @param env added to this process's environment, e.g. TRAIN_CORE_ISA, TRAIN_CORE_THREADS
+ * @throws Error with the end of its output when a test of it fails
+ */
+export function inChild(env: Record<string, string>, file: string): Promise<ChildRun> {
+  const childEnv: NodeJS.ProcessEnv = { ...process.env, TRAIN_CORE_TEST_DEVICES: 'cpu', ...env }
+  delete childEnv.NODE_TEST_CONTEXT // else it would speak the runner's binary protocol
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [file], { env: childEnv, stdio: ['ignore', 'pipe', 'pipe'] })
+    let output = ''
+    child.stdout.on('data', chunk => (output += chunk))
+    child.stderr.on('data', chunk => (output += chunk))
+    child.on('error', reject)
+    child.on('close', (code, signal) => {
+      if (code !== 0) return reject(new Error(`${file} with ${JSON.stringify(env)} ended with ${code ?? signal}\n${failures(output)}`))
+      const ran = /^# ran (\d+) tests on cpu (\w+) threads=(\d+)$/m.exec(output)
+      resolve({
+        tests: Number(ran?.[1] ?? 0),
+        isa: ran?.[2] ?? '',
+        threads: Number(ran?.[3] ?? 0),
+        digest: /^# digest (\w+)$/m.exec(output)?.[1] ?? '',
+      })
+    })
+  })
+}
+
+function failures(output: string): string {
+  const at = output.search(/^\s*not ok|^✖|^\s*✖/m)
+  return output.slice(Math.max(at, 0), Math.max(at, 0) + 4000)
+}
+
+/** A float tensor on the default device, rounded to the precision. */
+export function tensor(data: ArrayLike<number>, shape: readonly number[], precision: Precision = 'f32'): Tensor {
+  return Tensor.from(Float32Array.from(data), shape, { dtype: precision })
+}
+
+/** The values that {@link tensor} stores: what a reference must start from. */
+export async function valuesOf(t: Tensor): Promise<Float64Array> {
+  return Float64Array.from(await t.toFloat32())
+}
