@@ -4,7 +4,7 @@ import { TrainCoreError } from './errors.js'
 import { callOp, createTensor, createView, DTYPES, type DType, native, type Output } from './native.js'
 
 export type { DType } from './native.js'
-export { NEW, SKIP } from './native.js'
+export { NEW, type Output, SKIP } from './native.js'
 
 /** What host code may fill a tensor from. */
 export type TensorData = Float32Array | Int32Array | Uint16Array | Uint8Array | readonly number[]
