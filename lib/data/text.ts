@@ -5,7 +5,7 @@ import type { DataFile } from './files.js'
 import { END, type Piece } from './piece.js'
 
 /** Text given out at once [UTF-16 units]. */
-const PIECE_LENGTH = 1 << 18
+const PIECE_LENGTH = 1 << 16
 /** Longest run without a place to cut [UTF-16 units]; V8's longest string is about twice this. */
 const LONGEST_RUN = 1 << 28
 

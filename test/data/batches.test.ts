@@ -155,6 +155,21 @@ test('a read that fails rejects its own batch and nothing else', async () => {
   assert.equal((await source.next()).inputs[0], 30)
 })
 
+test('a failing read that nobody waits for is no unhandled rejection', async () => {
+  const dataset = count(1000)
+  const read = dataset.read.bind(dataset)
+  dataset.read = async (position, out) => {
+    if (position >= 20) throw new Error('disk on fire')
+    return read(position, out)
+  }
+  const source = new BatchSource(dataset, { batchSize: 1, seqLen: 10, order: 'sequential', prefetch: 8 })
+  await source.next()
+  source.seek(0)
+  // Unhandled rejections are raised when the queue of micro-tasks is empty, and fail the test.
+  await new Promise(resolve => setTimeout(resolve, 5))
+  assert.equal((await source.next()).inputs[0], 0)
+})
+
 describe('packed documents', () => {
   test('a document begins with its end-of-text token', () => {
     const { until, positions } = packRows(Int32Array.of(5, 6, EOS, 7, 8, EOS, EOS, 1, 2, 3), 5, EOS)
@@ -223,6 +238,9 @@ describe('refusals', () => {
       message: /at least 9 tokens.*got 8; help: use more data or a smaller --seq-len/,
     })
     assert.equal(new BatchSource(count(9), { batchSize: 1, seqLen: 8 }).windows, 1)
+    // The second window of 16 tokens would lack its last target.
+    assert.equal(new BatchSource(count(16), { batchSize: 1, seqLen: 8 }).windows, 1)
+    assert.equal(new BatchSource(count(17), { batchSize: 1, seqLen: 8 }).windows, 2)
   })
 
   test('sizes that are none', () => {

@@ -66,6 +66,10 @@ describe('text files', () => {
   test('empty ones leave no trace; end-of-text written in a text stays text', async () => {
     const files = [write('a.txt', ''), write('b.txt', '<|endoftext|>'), write('c.txt', ''), write('d.txt', 'd')]
     assert.equal(await textOf(files), '<|endoftext|>|d')
+    assert.equal(
+      await textOf([write('e.jsonl', rows({ text: '' }, { text: 'e' }, { text: '' }, { text: 'f' }))]),
+      'e|f',
+    )
   })
 
   test('a byte-order mark is left out, compressed ones are read', async () => {
@@ -161,6 +165,14 @@ describe('jsonl files', () => {
     })
   })
 
+  test('a zstd frame that asks for a window of 1 GiB is refused', async () => {
+    const frame = Buffer.concat([Buffer.from([0x28, 0xb5, 0x2f, 0xfd, 0x00, 20 << 3]), Buffer.alloc(20)])
+    await assert.rejects(openFiles([write('big.jsonl.zst', frame)]), {
+      code: 'ERR_DATA',
+      message: /asks for a window above/,
+    })
+  })
+
   for (const [name, content] of [
     ['cut.jsonl.gz', gzipSync(rows({ text: 'a'.repeat(1000) })).subarray(0, 25)],
     ['no.jsonl.gz', Buffer.from('{"text":"a"}')],
@@ -227,6 +239,12 @@ describe('finding files', () => {
     assert.equal(await textOf([join(dir, 'in/**/*.txt')]), 'b|e')
     assert.equal(await textOf([join(dir, 'in/{sub/?,a}.{bin,jsonl}')]), 'a|d')
     assert.equal(await textOf([join(dir, 'in/sub'), join(dir, 'in/b.txt')]), 'd|e|b')
+  })
+
+  test('the order is that of whole paths', async () => {
+    mkdirSync(join(dir, 'in/a'), { recursive: true })
+    for (const name of ['a/1.txt', 'a-b.txt', 'a.txt']) write(`in/${name}`, name.slice(0, 3))
+    assert.equal(await textOf([join(dir, 'in')]), 'a-b|a.t|a/1')
   })
 
   test('patterns', () => {
