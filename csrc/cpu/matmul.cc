@@ -40,9 +40,9 @@ void column_sum(Pool& pool, float* out, const void* x, bool bf16, int64_t R, int
              std::min(kSumColumns, N - n));
   });
   for (int64_t n = 0; n < N; n++) {
-    float sum = accumulate ? out[n] : 0;
+    float sum = 0;
     for (int64_t b = 0; b < row_blocks; b++) sum += partial[b * N + n];
-    out[n] = sum;
+    out[n] = accumulate ? out[n] + sum : sum;
   }
 }
 
