@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { assertClose, assertSame, type CloseOptions, roundToBf16, rounder, ulp } from './close.js'
+import { assertClose, assertSame, type CloseOptions, rounder, roundToBf16, ulp } from './close.js'
 import { Random } from './random.js'
 
 const R = 5
@@ -32,14 +32,26 @@ for (const dtype of ['f32', 'bf16'] as const) {
     rejects(oneWrong, options, /1 of 35 elements.*\n {2}at \[2, 3\]: got/)
     const rowOff = want.map((_, k) => good(dtype)[(k + C) % (R * C)]!)
     rejects(rowOff, options, /are off by more than/)
-    rejects(good(dtype).map(x => -x), options, /are off by more than/)
+    rejects(
+      good(dtype).map(x => -x),
+      options,
+      /are off by more than/,
+    )
   })
 }
 
 test('the error of the low-precision formula widens the bound, twofold', () => {
   const low = want.map(x => x + 1e-3)
-  assertClose(want.map(x => x + 1.9e-3), want, { name: 'x', dtype: 'f32', low })
-  rejects(want.map(x => x + 2.1e-3), { low }, /are off by more than/)
+  assertClose(
+    want.map(x => x + 1.9e-3),
+    want,
+    { name: 'x', dtype: 'f32', low },
+  )
+  rejects(
+    want.map(x => x + 2.1e-3),
+    { low },
+    /are off by more than/,
+  )
 })
 
 test('a bound that lets zeros pass is refused', () => {
@@ -79,7 +91,7 @@ test('bf16 rounding goes to the nearest, ties to even', () => {
   assert.equal(roundToBf16(1 + 2 ** -8), 1)
   assert.equal(roundToBf16(1 + 3 * 2 ** -8), 1 + 2 ** -6)
   assert.equal(roundToBf16(1 + 2 ** -8 + 2 ** -16), 1 + 2 ** -7)
-  assert.equal(roundToBf16(-3.14159), -3.140625)
+  assert.equal(roundToBf16(-3.1416), -3.140625)
   assert.equal(roundToBf16(3.4e38), Infinity)
   assert.equal(ulp(1.5, 'bf16'), 2 ** -7)
   assert.equal(ulp(3, 'f32'), 2 ** -22)

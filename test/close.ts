@@ -61,7 +61,13 @@ export function assertClose(got: ArrayLike<number>, want: ArrayLike<number>, opt
     compareRow(got, want, begin, Math.min(begin + row, want.length), options)
 }
 
-function compareRow(got: ArrayLike<number>, want: ArrayLike<number>, begin: number, end: number, options: CloseOptions): void {
+function compareRow(
+  got: ArrayLike<number>,
+  want: ArrayLike<number>,
+  begin: number,
+  end: number,
+  options: CloseOptions,
+): void {
   const { name, dtype, low } = options
   const store = rounder(dtype)
   let lowError = 0
@@ -70,12 +76,14 @@ function compareRow(got: ArrayLike<number>, want: ArrayLike<number>, begin: numb
     if (!Number.isFinite(want[k]!)) continue
     largest = Math.max(largest, Math.abs(want[k]!))
     const error = Math.abs(store(low ? low[k]! : want[k]!) - want[k]!)
-    if (!Number.isFinite(error)) throw failure(`${name}: \`low\` is ${low?.[k]} at ${place(k, options)} where ${want[k]} is wanted`)
+    if (!Number.isFinite(error))
+      throw failure(`${name}: \`low\` is ${low?.[k]} at ${place(k, options)} where ${want[k]} is wanted`)
     lowError = Math.max(lowError, error)
   }
   const scale = options.scale ?? largest
   const bound = 2 * lowError + 2 * ulp(scale, dtype)
-  if (scale > 0 && bound >= scale) throw failure(`${name}: the bound ${bound} lets zeros pass (scale ${scale}); help: choose other inputs`)
+  if (scale > 0 && bound >= scale)
+    throw failure(`${name}: the bound ${bound} lets zeros pass (scale ${scale}); help: choose other inputs`)
   const mismatches: number[] = []
   let worst = 0
   for (let k = begin; k < end; k++) {

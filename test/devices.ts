@@ -2,7 +2,7 @@
 import { spawn } from 'node:child_process'
 import { type TestContext, test } from 'node:test'
 import { backends, type Device, device, setDefaultDevice } from '../lib/device.js'
-import { Tensor } from '../lib/tensor.js'
+import { type DType, Tensor } from '../lib/tensor.js'
 import { digest, type Precision } from './close.js'
 
 /** TRAIN_CORE_TEST_QUICK=1: only the first shapes of each list (see {@link someOf}). */
@@ -51,7 +51,11 @@ export function forEachDevice(
 }
 
 /** As {@link forEachDevice} for what has no precision. */
-export function onEachDevice(name: string, body: (device: Device, context: TestContext) => void | Promise<void>, ops?: readonly string[]): void {
+export function onEachDevice(
+  name: string,
+  body: (device: Device, context: TestContext) => void | Promise<void>,
+  ops?: readonly string[],
+): void {
   forEachDevice(name, (open, _precision, context) => body(open, context), { precisions: ['f32'], ops })
 }
 
@@ -99,7 +103,10 @@ export function inChild(env: Record<string, string>, file: string): Promise<Chil
     child.stderr.on('data', chunk => (output += chunk))
     child.on('error', reject)
     child.on('close', (code, signal) => {
-      if (code !== 0) return reject(new Error(`${file} with ${JSON.stringify(env)} ended with ${code ?? signal}\n${failures(output)}`))
+      if (code !== 0)
+        return reject(
+          new Error(`${file} with ${JSON.stringify(env)} ended with ${code ?? signal}\n${failures(output)}`),
+        )
       const ran = /^# ran (\d+) tests on cpu (\w+) threads=(\d+)$/m.exec(output)
       resolve({
         tests: Number(ran?.[1] ?? 0),
@@ -124,4 +131,30 @@ export function tensor(data: ArrayLike<number>, shape: readonly number[], precis
 /** The values that {@link tensor} stores: what a reference must start from. */
 export async function valuesOf(t: Tensor): Promise<Float64Array> {
   return Float64Array.from(await t.toFloat32())
+}
+
+const FRAME = 13 // elements before a framed tensor: odd, so that no vector load in it is aligned
+
+/** A tensor inside a larger one whose other elements must stay as they are. */
+export interface Framed {
+  tensor: Tensor
+  /** fails when an element outside the tensor has changed */
+  intact(): Promise<void>
+}
+
+/** A tensor of the shape, not aligned, between sentinels; set to `data` or to a number that no kernel produces. */
+export function framed(shape: readonly number[], dtype: DType = 'f32', data?: ArrayLike<number>): Framed {
+  const size = shape.reduce((product, dim) => product * dim, 1)
+  const values = new Float32Array(size + 2 * FRAME).fill(-12288)
+  if (data) values.set(Float32Array.from(data), FRAME)
+  const whole = Tensor.from(values, [values.length], { dtype })
+  const view = whole.view(shape, FRAME)
+  const intact = async (): Promise<void> => {
+    const now = await whole.read()
+    const sentinel = dtype === 'bf16' ? 0xc640 : -12288
+    for (let k = 0; k < now.length; k++)
+      if ((k < FRAME || k >= FRAME + size) && now[k] !== sentinel)
+        throw new Error(`element ${k - FRAME} of a tensor of ${size} was overwritten with ${now[k]}`)
+  }
+  return { tensor: view, intact }
 }

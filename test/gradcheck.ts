@@ -49,9 +49,17 @@ export async function gradcheck(fn: Fn, inputs: readonly Tensor[], options: Grad
   for (let k = 0; k < u.length; k++) u[k] = Float64Array.from(await seeds[k]!.toFloat32())
 
   const asLeaves = await gradients(fn, inputs, seeds, null)
-  const doubled = seeds.map((seed, k) => Tensor.from(Float32Array.from(u[k]!, x => 2 * x), seed.shape, { dtype: seed.dtype }))
+  const doubled = seeds.map((seed, k) =>
+    Tensor.from(
+      Float32Array.from(u[k]!, x => 2 * x),
+      seed.shape,
+      { dtype: seed.dtype },
+    ),
+  )
   const twice = await gradients(fn, inputs, doubled, null)
-  const extra = inputs.map(input => Tensor.from(Float32Array.from(random.normal(input.size)), input.shape, { dtype: input.dtype }))
+  const extra = inputs.map(input =>
+    Tensor.from(Float32Array.from(random.normal(input.size)), input.shape, { dtype: input.dtype }),
+  )
   const folded = options.folding === false ? null : await gradients(fn, inputs, seeds, extra)
 
   for (const k of options.wrt ?? inputs.keys()) {
@@ -84,7 +92,12 @@ export async function gradcheck(fn: Fn, inputs: readonly Tensor[], options: Grad
 }
 
 /** Gradients of the inputs for seeds u; with `extra`, through an intermediate that gets these gradients too. */
-async function gradients(fn: Fn, inputs: readonly Tensor[], seeds: readonly Tensor[], extra: readonly Tensor[] | null): Promise<Float64Array[]> {
+async function gradients(
+  fn: Fn,
+  inputs: readonly Tensor[],
+  seeds: readonly Tensor[],
+  extra: readonly Tensor[] | null,
+): Promise<Float64Array[]> {
   const leaves = inputs.map(input => {
     const leaf = input.view(input.shape)
     leaf.requiresGrad = true
@@ -107,7 +120,13 @@ async function gradients(fn: Fn, inputs: readonly Tensor[], seeds: readonly Tens
 
 type Reference = NonNullable<GradcheckOptions['reference']>
 
-function referenceDifference(reference: Reference, values: readonly Float64Array[], k: number, v: Float64Array, step: number): Float64Array[] {
+function referenceDifference(
+  reference: Reference,
+  values: readonly Float64Array[],
+  k: number,
+  v: Float64Array,
+  step: number,
+): Float64Array[] {
   const at = (h: number): readonly Float64Array[] => {
     const moved = values.map((x, i) => (i === k ? x.map((value, j) => value + h * v[j]!) : x))
     const result = reference(moved)
@@ -128,7 +147,11 @@ async function kernelDifference(
 ): Promise<Float64Array[]> {
   const at = async (h: number): Promise<Float64Array[]> => {
     const { shape, dtype } = inputs[k]!
-    const moved = Tensor.from(Float32Array.from(values[k]!, (value, j) => value + h * v[j]!), shape, { dtype })
+    const moved = Tensor.from(
+      Float32Array.from(values[k]!, (value, j) => value + h * v[j]!),
+      shape,
+      { dtype },
+    )
     const outputs = listOf(scope(() => fn(inputs.map((x, i) => (i === k ? moved : x)))))
     const result: Float64Array[] = []
     for (const out of outputs) result.push(Float64Array.from(await out.toFloat32()))
@@ -144,7 +167,13 @@ function listOf(value: Tensor | readonly Tensor[]): readonly Tensor[] {
 }
 
 /** A random tensor on the default device. */
-export function randomTensor(random: Random, shape: readonly number[], precision: Precision = 'f32', std = 1, mean = 0): Tensor {
+export function randomTensor(
+  random: Random,
+  shape: readonly number[],
+  precision: Precision = 'f32',
+  std = 1,
+  mean = 0,
+): Tensor {
   const count = shape.reduce((product, dim) => product * dim, 1)
   return Tensor.from(Float32Array.from(random.normal(count, std, mean)), shape, { dtype: precision })
 }
