@@ -1,0 +1,42 @@
+// Every op's tests again, each in processes of its own: under every lower CPU target that this machine has, and with one thread and with
+// two, whose results must agree bit for bit. A run counts only when its tests really ran on the target that was asked for.
+import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { device } from '../../lib/device.js'
+import { inChild } from '../devices.js'
+
+const here = fileURLToPath(import.meta.url)
+const folder = path.dirname(here)
+const files = readdirSync(folder).filter(name => name.endsWith('.test.js') && name !== path.basename(here))
+const QUICK = { TRAIN_CORE_TEST_QUICK: '1' }
+const best = device('cpu').info().isa
+
+/** The targets below this process's own. */
+function lowerTargets(): string[] {
+  const order = ['scalar', 'avx2', 'avx512', 'avx512bf16', 'amx']
+  if (best === 'neon') return ['scalar']
+  return order.slice(0, order.indexOf(best))
+}
+
+test('there are tests to rerun', () => assert.ok(files.length >= 4, `found ${files.join(', ')}`))
+
+for (const file of files) {
+  const full = path.join(folder, file)
+  test(`${file} with 1 thread = with 2 threads`, async () => {
+    const one = await inChild({ ...QUICK, TRAIN_CORE_THREADS: '1' }, full)
+    const two = await inChild({ ...QUICK, TRAIN_CORE_THREADS: '2' }, full)
+    if (!one.tests && !two.tests) return assert.fail(`${file} ran no test through forEachDevice()`)
+    assert.deepEqual([one.threads, two.threads], [1, 2])
+    assert.equal(one.isa, best)
+    assert.equal(one.digest, two.digest, `${file}: results depend on the number of threads`)
+  })
+  for (const isa of lowerTargets())
+    test(`${file} on ${isa}`, async () => {
+      const ran = await inChild({ ...QUICK, TRAIN_CORE_ISA: isa, TRAIN_CORE_THREADS: '2' }, full)
+      assert.ok(ran.tests > 0, `${file} ran no test through forEachDevice()`)
+      assert.equal(ran.isa, isa, `asked for ${isa}`)
+    })
+}
