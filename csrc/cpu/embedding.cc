@@ -2,8 +2,8 @@
 Token and position embedding.
 
   out[b,t] = wte[token[b,t]] + wpe[position[b,t]];   d_wte[v] += sum of d_out rows whose token is v,  d_wpe[p] likewise
-The backward splits the channels, not the rows: each task walks all tokens in order over its own slice of channels, so no two tasks
-write one element and the order of every sum is fixed.
+The backward splits the channels, not the rows: each task walks all tokens in order over its own slice of channels, so
+no two tasks write one element and the order of every sum is fixed.
 */
 #include <cstring>
 
@@ -17,13 +17,17 @@ namespace {
 int64_t token_at(const Args& x, const View& tokens, int64_t r, int64_t vocab) {
   const int64_t token = tokens.i32()[r];
   if (token < 0 || token >= vocab)
-    fail(x, "ERR_DATA", "token id " + std::to_string(token) + " at row " + std::to_string(r) + " is outside the vocabulary of " + std::to_string(vocab));
+    fail(x, "ERR_DATA",
+         "token id " + std::to_string(token) + " at row " + std::to_string(r) + " is outside the vocabulary of " +
+             std::to_string(vocab));
   return token;
 }
 int64_t position_at(const Args& x, const View& positions, int64_t r, int64_t T, int64_t past, int64_t P) {
   const int64_t position = positions.data ? positions.i32()[r] : past + r % T;
   if (position < 0 || position >= P)
-    fail(x, "ERR_DATA", "position " + std::to_string(position) + " at row " + std::to_string(r) + " is outside the " + std::to_string(P) + " positions");
+    fail(x, "ERR_DATA",
+         "position " + std::to_string(position) + " at row " + std::to_string(r) + " is outside the " +
+             std::to_string(P) + " positions");
   return position;
 }
 

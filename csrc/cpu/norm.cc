@@ -2,8 +2,9 @@
 LayerNorm with an optional residual (Ba, Kiros, Hinton 2016, arXiv 1607.06450), forward and backward.
 
   s = x + residual,  mu = mean(s),  rstd = 1 / sqrt(mean((s - mu)²) + eps),  out = (s - mu)·rstd·w + b
-  h = (s - mu)·rstd,  g = d_out·w,  d_x = rstd·(g - mean(g) - h·mean(g·h)) + d_residual,  d_w += sum_r d_out·h,  d_b += sum_r d_out
-The backward sums d_w and d_b per block of kRows rows in the workspace, then adds the blocks in order: the same bits on any number of threads.
+  h = (s - mu)·rstd,  g = d_out·w,  d_x = rstd·(g - mean(g) - h·mean(g·h)) + d_residual,  d_w += sum_r d_out·h,  d_b +=
+sum_r d_out The backward sums d_w and d_b per block of kRows rows in the workspace, then adds the blocks in order: the
+same bits on any number of threads.
 */
 #include <cmath>
 #include <cstring>

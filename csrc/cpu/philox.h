@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter-based generator.
-// Key: the two words of the seed. Counter: (position / 4) as 64 bits, the step, the stream (which use of random numbers it is).
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter-based
+// generator. Key: the two words of the seed. Counter: (position / 4) as 64 bits, the step, the stream (which use of
+// random numbers it is).
 #pragma once
 #include <stdint.h>
 
@@ -25,7 +26,8 @@ static inline Philox4 philox4x32(uint32_t key0, uint32_t key1, uint32_t c0, uint
 
 // The four words at positions 4·block .. 4·block + 3. rng: i32 [4] = seed low, seed high, step, unused.
 static inline Philox4 philox_block(const int32_t* rng, uint32_t stream, uint64_t block) {
-  return philox4x32(uint32_t(rng[0]), uint32_t(rng[1]), uint32_t(block), uint32_t(block >> 32), uint32_t(rng[2]), stream);
+  return philox4x32(uint32_t(rng[0]), uint32_t(rng[1]), uint32_t(block), uint32_t(block >> 32), uint32_t(rng[2]),
+                    stream);
 }
 
 // In [0, 1): the upper 24 bits.

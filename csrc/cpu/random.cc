@@ -1,15 +1,15 @@
 /*
-Random numbers from Philox4x32-10, one word an element, so that the result is a function of (seed, step, stream, position) alone.
+Random numbers from Philox4x32-10, one word an element, so that the result is a function of (seed, step, stream,
+position) alone.
 
   uniform: low + (high - low)·u,  u = upper 24 bits of the word / 2^24
-  normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1): sqrt(-2 ln u1)·(cos, sin)(2 pi u2), u1 in (0, 1]
-  dropout: out = residual + (u >= p ? x / (1 - p) : 0)
+  normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1): sqrt(-2 ln u1)·(cos, sin)(2 pi u2), u1
+in (0, 1] dropout: out = residual + (u >= p ? x / (1 - p) : 0)
 */
-#include "philox.h"
-
 #include <cmath>
 
 #include "cpu.h"
+#include "philox.h"
 #include "row.h"
 
 namespace tc::cpu {
@@ -24,7 +24,8 @@ void for_words(Pool& pool, const View& out, const int32_t* rng, uint32_t stream,
   pool.run_blocks(out.size(), kBlock, [&](int64_t begin, int64_t end) {
     float* buffer = scratch_rows(3 * kBlock);
     float* y = row_target(out, begin, buffer);
-    for (int64_t at = begin; at < end; at += 4) f(y + (at - begin), philox_block(rng, stream, uint64_t(at) / 4).word, end - at < 4 ? end - at : 4);
+    for (int64_t at = begin; at < end; at += 4)
+      f(y + (at - begin), philox_block(rng, stream, uint64_t(at) / 4).word, end - at < 4 ? end - at : 4);
     store_row(out, begin, end - begin, y);
   });
 }
@@ -42,7 +43,8 @@ void random_normal(const Args& x) {
   const float mean = x.f(0), std = x.f(1);
   for_words(pool(x), x.out[0], x.in[0].i32(), uint32_t(x.i(2)), [&](float* y, const uint32_t* words, int64_t n) {
     for (int64_t k = 0; k < n; k += 2) {
-      const double radius = std::sqrt(-2 * std::log((double(words[k] >> 8) + 1) * 0x1p-24)), angle = 6.283185307179586 * philox_uniform(words[k + 1]);
+      const double radius = std::sqrt(-2 * std::log((double(words[k] >> 8) + 1) * 0x1p-24)),
+                   angle = 6.283185307179586 * philox_uniform(words[k + 1]);
       y[k] = float(mean + std * radius * std::cos(angle));
       if (k + 1 < n) y[k + 1] = float(mean + std * radius * std::sin(angle));
     }

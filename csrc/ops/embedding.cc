@@ -17,7 +17,8 @@ void embedding_forward(Args& x) {
   check_tokens(x, tokens, x.in[3]);
   x.require_dtype(wte.dtype == DType::f32 || wte.dtype == DType::bf16, "wte must be f32 or bf16", wte);
   x.require_shape(wte.rank == 2, "wte must be [Vp,C]", wte);
-  x.require(x.i(0) >= 1 && x.i(0) <= wte.dim[0], "vocab must be from 1 to wte's " + std::to_string(wte.dim[0]) + " rows; got " + std::to_string(x.i(0)));
+  x.require(x.i(0) >= 1 && x.i(0) <= wte.dim[0],
+            "vocab must be from 1 to wte's " + std::to_string(wte.dim[0]) + " rows; got " + std::to_string(x.i(0)));
   if (x.has(2)) {
     x.require_shape(wpe.rank == 2 && wpe.last() == wte.last(), "wpe must be [P,C] with wte's C", wpe);
     x.require_dtype(wpe.dtype == wte.dtype, "wpe must have wte's dtype", wpe);
@@ -32,9 +33,11 @@ void embedding_backward(Args& x) {
   x.require_dtype(d_out.dtype == DType::f32 || d_out.dtype == DType::bf16, "d_out must be f32 or bf16", d_out);
   x.require_shape(d_out.rows() == tokens.size(), "d_out must be [B,T,C] with tokens' B and T", d_out);
   x.require(x.i(0) >= 1, "vocab must be 1 or more; got " + std::to_string(x.i(0)));
-  x.require(!x.wants(1) || x.existing(1), "d_wpe must be an existing tensor: its number of positions is not known here");
+  x.require(!x.wants(1) || x.existing(1),
+            "d_wpe must be an existing tensor: its number of positions is not known here");
   const int64_t C = d_out.last();
-  if (x.existing(0)) x.require_shape(x.out[0].rank == 2 && x.out[0].dim[0] >= x.i(0), "d_wte must be [Vp,C] with Vp >= vocab", x.out[0]);
+  if (x.existing(0))
+    x.require_shape(x.out[0].rank == 2 && x.out[0].dim[0] >= x.i(0), "d_wte must be [Vp,C] with Vp >= vocab", x.out[0]);
   x.output(0, DType::f32, {x.existing(0) ? x.out[0].dim[0] : x.i(0), C});
   if (x.existing(1)) x.output(1, DType::f32, {x.out[1].rows(), C});
 }

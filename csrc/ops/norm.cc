@@ -36,7 +36,9 @@ void layernorm_backward(Args& x) {
   check_input(x, in, "x must be [.., C], f32 or bf16");
   check_same(x, d_out, in, "d_out must have x's shape and dtype");
   check_vector(x, x.in[2], in, "weight must be [C] of x's dtype");
-  for (int k : {3, 4}) x.require_shape(x.in[k].size() == in.rows() && x.in[k].dtype == DType::f32, "mean and rstd must be [R] f32", x.in[k]);
+  for (int k : {3, 4})
+    x.require_shape(x.in[k].size() == in.rows() && x.in[k].dtype == DType::f32, "mean and rstd must be [R] f32",
+                    x.in[k]);
   if (x.has(5)) check_same(x, x.in[5], in, "d_residual must have x's shape and dtype");
   x.output_like(0, in);
   x.output(1, DType::f32, {in.last()});

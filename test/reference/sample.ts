@@ -1,0 +1,44 @@
+// Choosing a token in float64: temperature, top-k, top-p as Hugging Face's warpers do it, then the inverse of the cumulative sum.
+
+/** Index of the largest of z[0..V); the lowest among equals. */
+export function argmax(z: Float64Array): number {
+  return z.reduce((best, v, k) => (v > z[best]! ? k : best), 0)
+}
+
+export interface Kept {
+  /** tokens that may be drawn, most probable first (ties: lower index first) */
+  order: number[]
+  /** their probabilities, summing to 1 */
+  p: number[]
+}
+
+/** What temperature, top-k (0: off) and top-p (1: off) leave of a row. */
+export function keep(z: Float64Array, temperature: number, topK: number, topP: number): Kept {
+  const softmax = (list: number[]): number[] => {
+    const e = list.map(k => Math.exp((z[k]! - z[list[0]!]!) / temperature))
+    const sum = e.reduce((a, b) => a + b, 0)
+    return e.map(v => v / sum)
+  }
+  let order = [...z.keys()].sort((a, b) => z[b]! - z[a]! || a - b)
+  if (topK > 0) order = order.slice(0, topK)
+  // TopPLogitsWarper, from the least probable on: drop those whose cumulative probability is at most 1 - p; never the last one.
+  let dropped = 0
+  let cumulative = 0
+  const p = softmax(order)
+  while (topP < 1 && dropped < order.length - 1 && (cumulative += p[order.length - 1 - dropped]!) <= 1 - topP) dropped++
+  order = order.slice(0, order.length - dropped)
+  return { order, p: softmax(order) }
+}
+
+/** The token at u in [0, 1) of the cumulative sum, and how far u is from the nearest border. */
+export function draw({ order, p }: Kept, u: number): { token: number; margin: number } {
+  let above = 0
+  let margin = Infinity
+  let token = -1
+  for (let k = 0; k < order.length; k++) {
+    above += p[k]!
+    if (k < order.length - 1) margin = Math.min(margin, Math.abs(u - above))
+    if (token < 0 && (u < above || k === order.length - 1)) token = order[k]!
+  }
+  return { token, margin }
+}
