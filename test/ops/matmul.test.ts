@@ -1,15 +1,12 @@
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
-import { currentDevice } from '../../lib/device.js'
 import { linear, matmul, mlp } from '../../lib/ops/matmul.js'
 import { backward } from '../../lib/tape.js'
 import { NEW, run, SKIP, scope, Tensor } from '../../lib/tensor.js'
 import { assertClose, assertSame, type Precision, roundToBf16 } from '../close.js'
-import { forEachDevice, inChild, onEachDevice, someOf, valuesOf } from '../devices.js'
+import { forEachDevice, onEachDevice, someOf, valuesOf } from '../devices.js'
 import { gradcheck, Random, randomTensor } from '../gradcheck.js'
 import * as reference from '../reference/matmul.js'
 
-const inner = process.env.TRAIN_CORE_TEST_CHILD === '1'
 const ops = ['matmul', 'column_sum', 'gelu_backward']
 
 // M, N, K: size 1, primes, one past a tile, more rows than a task has, inner dimensions of several blocks, GPT-2's width.
@@ -339,24 +336,3 @@ onEachDevice(
   },
   ops,
 )
-
-// The whole file once more for each CPU target below the one in use, and with other numbers of threads.
-const targets = ['scalar', 'avx2', 'avx512', 'avx512bf16', 'amx']
-if (!inner) {
-  const env = { TRAIN_CORE_TEST_CHILD: '1' }
-  const quickly = { ...env, TRAIN_CORE_TEST_QUICK: '1' }
-  test('every CPU target up to the best one gives right results', { concurrency: false }, async () => {
-    const best = currentDevice().info().isa
-    for (const isa of targets.slice(0, Math.max(targets.indexOf(best), 0) + 1)) {
-      const child = await inChild({ ...env, TRAIN_CORE_ISA: isa }, import.meta.filename)
-      assert.equal(child.isa, isa, 'the forced target did not run')
-      assert.ok(child.tests > 10)
-    }
-  })
-  test('one thread and two give the same bits', { concurrency: false }, async () => {
-    const one = await inChild({ ...quickly, TRAIN_CORE_THREADS: '1' }, import.meta.filename)
-    const two = await inChild({ ...quickly, TRAIN_CORE_THREADS: '2' }, import.meta.filename)
-    assert.deepEqual([one.threads, two.threads], [1, 2])
-    assert.equal(one.digest, two.digest)
-  })
-}
