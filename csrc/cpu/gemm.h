@@ -27,6 +27,7 @@ struct Gemm {
   DType bias_type = DType::f32, residual_type = DType::f32, pre_type = DType::f32;
   void* workspace = nullptr;       // gemm_workspace() bytes, 64-byte aligned
 };
+const char* gemm_kernel(const Gemm& g);  // the instruction set that multiplies it, as target_name() has it
 size_t gemm_workspace(const Gemm& g, int threads);
 void gemm(Pool& pool, const Gemm& g);                  // all threads work on one product
 void gemm_serial(const Gemm& g);                       // on the calling thread, e.g. inside a task; same result as gemm()

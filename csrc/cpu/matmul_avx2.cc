@@ -135,6 +135,6 @@ void multiply(int64_t steps, const void* a_panel, const void* b_panel, float* c,
 
 }  // namespace
 
-const MatmulKernel matmul_avx2 = {kRows, kColumns, 0, pack, multiply, 0};
+const MatmulKernel matmul_avx2 = {"avx2", kRows, kColumns, 0, pack, multiply, 0};
 
 }  // namespace tc::cpu

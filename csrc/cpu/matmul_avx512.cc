@@ -22,6 +22,6 @@ void thin(const MatmulLines* b, const void* a, float* c, int64_t ldc, int rows) 
 
 }  // namespace
 
-const MatmulKernel matmul_avx512 = {kRows, kColumns, 0, pack, multiply<Fma>, thin};
+const MatmulKernel matmul_avx512 = {"avx512", kRows, kColumns, 0, pack, multiply<Fma>, thin};
 
 }  // namespace tc::cpu

@@ -19,6 +19,6 @@ void thin(const MatmulLines* b, const void* a, float* c, int64_t ldc, int rows) 
 
 }  // namespace
 
-const MatmulKernel matmul_avx512bf16 = {kRows, kColumns, 1, pack, multiply<DotPairs>, thin};
+const MatmulKernel matmul_avx512bf16 = {"avx512bf16", kRows, kColumns, 1, pack, multiply<DotPairs>, thin};
 
 }  // namespace tc::cpu

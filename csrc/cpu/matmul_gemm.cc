@@ -206,6 +206,8 @@ void multiply(Pool* pool, const Gemm& g) {
 
 }  // namespace
 
+const char* gemm_kernel(const Gemm& g) { return choose_kernel(g).name; }
+
 size_t gemm_workspace(const Gemm& g, int threads) {
   if (g.M == 0 || g.N == 0) return 0;
   const Plan plan(g);

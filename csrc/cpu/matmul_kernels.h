@@ -15,6 +15,7 @@ struct MatmulLines {
 
 // A step is one f32 of the inner dimension, or two bf16 next to each other ("pairs"): 4 bytes per line either way.
 struct MatmulKernel {
+  const char* name;
   int mr, nr;  // rows and columns of the inner tile
   int pairs;  // 1: packed operands are bf16 pairs, and both sources must be bf16; 0: packed as f32, sources f32 or bf16
   // out[panel][step][width]: panels of `width` lines; missing lines and the missing half of the last pair are zero.

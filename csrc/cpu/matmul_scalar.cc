@@ -38,6 +38,6 @@ void multiply(int64_t steps, const void* a_panel, const void* b_panel, float* c,
 
 }  // namespace
 
-const MatmulKernel matmul_scalar = {kRows, kColumns, 0, pack, multiply, nullptr};
+const MatmulKernel matmul_scalar = {"scalar", kRows, kColumns, 0, pack, multiply, nullptr};
 
 }  // namespace tc::cpu

@@ -11,15 +11,15 @@ const ops = ['matmul', 'column_sum', 'gelu_backward']
 
 // M, N, K: size 1, primes, one past a tile, more rows than a task has, inner dimensions of several blocks, GPT-2's width.
 const shapes: [number, number, number][] = [
-  [1, 1, 1],
-  [5, 7, 3],
   [65, 129, 257],
+  [15, 40, 1701],
+  [5, 7, 3],
+  [1, 1, 1],
   [2, 3, 1],
   [13, 31, 17],
   [1, 200, 77],
   [8, 193, 66],
   [530, 33, 19],
-  [15, 40, 1701],
   [9, 33, 6203],
   [3, 768, 768],
 ]
