@@ -1,0 +1,103 @@
+// TC_LANES floats at a time in the compiler's vector types (GCC and Clang). Included by the files of one instruction
+// set each, which define TC_LANES first; C headers only, everything local. bf16 is read as and written from f32.
+#pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <stdint.h>
+#include <string.h>
+
+namespace tc::cpu {
+
+namespace {
+
+typedef float Vec __attribute__((vector_size(4 * TC_LANES)));
+typedef int32_t Int __attribute__((vector_size(4 * TC_LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * TC_LANES)));
+typedef uint16_t Half __attribute__((vector_size(2 * TC_LANES)));
+
+[[maybe_unused]] inline Vec choose(Int mask, Vec a, Vec b) { return Vec((mask & Int(a)) | (~mask & Int(b))); }
+[[maybe_unused]] inline float total(Vec x) {  // halves added, then their halves: a fixed tree
+  float part[TC_LANES];
+  memcpy(part, &x, sizeof x);
+  for (int half = TC_LANES / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; k++) part[k] += part[k + half];
+  return part[0];
+}
+
+// Between 16 and 32 bits, in the one instruction that the compiler does not find by itself.
+[[maybe_unused]] inline Bits widen(Half h) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Bits(_mm512_cvtepu16_epi32(__m256i(h)));
+#elif TC_LANES == 8 && defined(__AVX2__)
+  return Bits(_mm256_cvtepu16_epi32(__m128i(h)));
+#else
+  return __builtin_convertvector(h, Bits);
+#endif
+}
+[[maybe_unused]] inline Half narrow(Bits b) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Half(_mm512_cvtepi32_epi16(__m512i(b)));
+#else
+  return __builtin_convertvector(b, Half);
+#endif
+}
+
+// A stretch of at most TC_LANES elements; Full: exactly so many, else n of them and zeros.
+template <bool Full>
+struct Stretch {
+  int64_t at, n;
+
+  Vec load(const float* p) const {
+    Vec v{};
+    memcpy(&v, p + at, Full ? sizeof v : size_t(n) * 4);
+    return v;
+  }
+  Vec load(const uint16_t* p) const {
+    Half h{};
+    memcpy(&h, p + at, Full ? sizeof h : size_t(n) * 2);
+    return Vec(widen(h) << 16);
+  }
+  void store(float* p, Vec v) const { memcpy(p + at, &v, Full ? sizeof v : size_t(n) * 4); }
+  void store(uint16_t* p, Vec v) const {
+    const Half h = round(v);
+    memcpy(p + at, &h, Full ? sizeof h : size_t(n) * 2);
+  }
+  // Stores, and returns what a later load will give.
+  Vec store_and_load(float* p, Vec v) const {
+    store(p, v);
+    return v;
+  }
+  Vec store_and_load(uint16_t* p, Vec v) const {
+    store(p, v);
+    return load(p);
+  }
+  // v in the stretch's lanes, 0 in the others.
+  Vec only(Vec v) const {
+    if constexpr (!Full)
+      for (int64_t k = n; k < TC_LANES; k++) v[k] = 0;
+    return v;
+  }
+
+ private:
+  static Half round(Vec v) {  // to bf16: nearest even; NaN stays NaN
+    const Bits u = Bits(v), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40,
+               nan = Bits(v != v);
+    return narrow((nan & quiet) | (~nan & rounded));
+  }
+};
+
+// body(stretch, k) over [0, n) in order, k the number of the accumulator to use: four in turn hide the latency of an
+// addition.
+template <class Body>
+inline __attribute__((always_inline)) void for_stretches(int64_t n, Body&& body) {
+  int64_t at = 0;
+  for (; at + 4 * TC_LANES <= n; at += 4 * TC_LANES)
+    for (int k = 0; k < 4; k++) body(Stretch<true>{at + k * TC_LANES, TC_LANES}, k);
+  for (; at + TC_LANES <= n; at += TC_LANES) body(Stretch<true>{at, TC_LANES}, 0);
+  if (at < n) body(Stretch<false>{at, n - at}, 0);
+}
+
+}  // namespace
+
+}  // namespace tc::cpu
