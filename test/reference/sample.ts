@@ -22,11 +22,10 @@ export function keep(z: Float64Array, temperature: number, topK: number, topP: n
   let order = [...z.keys()].sort((a, b) => z[b]! - z[a]! || a - b)
   if (topK > 0) order = order.slice(0, topK)
   // TopPLogitsWarper, from the least probable on: drop those whose cumulative probability is at most 1 - p; never the last one.
-  let dropped = 0
-  let cumulative = 0
   const p = softmax(order)
-  while (topP < 1 && dropped < order.length - 1 && (cumulative += p[order.length - 1 - dropped]!) <= 1 - topP) dropped++
-  order = order.slice(0, order.length - dropped)
+  let kept = order.length
+  for (let cumulative = p.at(-1)!; topP < 1 && kept > 1 && cumulative <= 1 - topP; cumulative += p[kept - 1]!) kept--
+  order = order.slice(0, kept)
   return { order, p: softmax(order) }
 }
 
