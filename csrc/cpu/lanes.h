@@ -58,6 +58,11 @@ struct Stretch {
     memcpy(&h, p + at, Full ? sizeof h : size_t(n) * 2);
     return Vec(widen(h) << 16);
   }
+  Bits load(const uint32_t* p) const {
+    Bits b{};
+    memcpy(&b, p + at, Full ? sizeof b : size_t(n) * 4);
+    return b;
+  }
   void store(float* p, Vec v) const { memcpy(p + at, &v, Full ? sizeof v : size_t(n) * 4); }
   void store(uint16_t* p, Vec v) const {
     const Half h = round(v);

@@ -10,16 +10,20 @@ struct Philox4 {
   uint32_t word[4];
 };
 
+static const uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;  // multipliers
+static const uint32_t kPhiloxW0 = 0x9E3779B9u,
+                      kPhiloxW1 = 0xBB67AE85u;  // what the key grows by: golden ratio, sqrt(3) - 1
+
 static inline Philox4 philox4x32(uint32_t key0, uint32_t key1, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
   for (int round = 0; round < 10; round++) {
-    const uint64_t a = uint64_t(0xD2511F53u) * c0, b = uint64_t(0xCD9E8D57u) * c2;
+    const uint64_t a = uint64_t(kPhiloxM0) * c0, b = uint64_t(kPhiloxM1) * c2;
     const uint32_t n0 = uint32_t(b >> 32) ^ c1 ^ key0, n2 = uint32_t(a >> 32) ^ c3 ^ key1;
     c1 = uint32_t(b);
     c3 = uint32_t(a);
     c0 = n0;
     c2 = n2;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kPhiloxW0;
+    key1 += kPhiloxW1;
   }
   return {{c0, c1, c2, c3}};
 }

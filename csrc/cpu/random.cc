@@ -3,74 +3,75 @@ Random numbers from Philox4x32-10, one word an element, so that the result is a 
 position) alone.
 
   uniform: low + (high - low)·u,  u = upper 24 bits of the word / 2^24
-  normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1): sqrt(-2 ln u1)·(cos, sin)(2 pi u2), u1
-in (0, 1] dropout: out = residual + (u >= p ? x / (1 - p) : 0)
+  normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1): sqrt(-2 ln u1)·(cos, sin)(2π u2), u1 in
+(0, 1] dropout: out = residual + (u >= p ? x / (1 - p) : 0) The sweeps: random_body.h, compiled for each instruction
+set.
 */
-#include <cmath>
-
 #include "cpu.h"
-#include "philox.h"
+#include "random_kernels.h"
 #include "row.h"
+#include "target.h"
 
 namespace tc::cpu {
 
+const RandomKernels& random_kernels() {
+#ifdef TC_HAVE_AVX512
+  if (target_at_least(Isa::avx512)) return random_kernels_avx512;
+#endif
+#ifdef TC_HAVE_AVX2
+  if (target_at_least(Isa::avx2)) return random_kernels_avx2;
+#endif
+  return random_kernels_scalar;
+}
+
 namespace {
 
-constexpr int64_t kBlock = 1 << 12;  // elements of a task, a multiple of 4
+constexpr int64_t kTask = 1 << 12;  // elements of a task, a multiple of 32; its words (16 KB) stay in L1
 
-// f(y, words, at, n): n <= 4 elements from `at` on.
+// f(begin, n, words, scratch) for n <= kTask elements from `begin` on; scratch holds 3·kTask floats.
 template <class F>
-void for_words(Pool& pool, const View& out, const int32_t* rng, uint32_t stream, F f) {
-  pool.run_blocks(out.size(), kBlock, [&](int64_t begin, int64_t end) {
-    float* buffer = scratch_rows(3 * kBlock);
-    float* y = row_target(out, begin, buffer);
-    for (int64_t at = begin; at < end; at += 4)
-      f(y + (at - begin), philox_block(rng, stream, uint64_t(at) / 4).word, end - at < 4 ? end - at : 4);
-    store_row(out, begin, end - begin, y);
+void for_words(Pool& pool, int64_t size, const int32_t* rng, uint32_t stream, F f) {
+  pool.run_blocks(size, kTask, [&](int64_t begin, int64_t end) {
+    float* scratch = scratch_rows(4 * kTask);
+    uint32_t* words = reinterpret_cast<uint32_t*>(scratch);
+    random_kernels().words(words, rng, stream, uint64_t(begin) / 4, (end - begin + 31) / 32 * 32);
+    f(begin, end - begin, words, scratch + kTask);
   });
 }
 
 }  // namespace
 
 void random_uniform(const Args& x) {
-  const float low = x.f(0), width = x.f(1) - x.f(0);
-  for_words(pool(x), x.out[0], x.in[0].i32(), uint32_t(x.i(2)), [&](float* y, const uint32_t* words, int64_t n) {
-    for (int64_t k = 0; k < n; k++) y[k] = low + width * philox_uniform(words[k]);
-  });
+  const View& out = x.out[0];
+  for_words(pool(x), out.size(), x.in[0].i32(), uint32_t(x.i(2)),
+            [&](int64_t at, int64_t n, const uint32_t* words, float* scratch) {
+              float* y = row_target(out, at, scratch);
+              random_kernels().uniform(y, words, n, x.f(0), x.f(1) - x.f(0));
+              store_row(out, at, n, y);
+            });
 }
 
 void random_normal(const Args& x) {
-  const float mean = x.f(0), std = x.f(1);
-  for_words(pool(x), x.out[0], x.in[0].i32(), uint32_t(x.i(2)), [&](float* y, const uint32_t* words, int64_t n) {
-    for (int64_t k = 0; k < n; k += 2) {
-      const double radius = std::sqrt(-2 * std::log((double(words[k] >> 8) + 1) * 0x1p-24)),
-                   angle = 6.283185307179586 * philox_uniform(words[k + 1]);
-      y[k] = float(mean + std * radius * std::cos(angle));
-      if (k + 1 < n) y[k + 1] = float(mean + std * radius * std::sin(angle));
-    }
-  });
+  const View& out = x.out[0];
+  for_words(pool(x), out.size(), x.in[0].i32(), uint32_t(x.i(2)),
+            [&](int64_t at, int64_t n, const uint32_t* words, float* scratch) {
+              float* y = row_target(out, at, scratch);
+              random_kernels().normal(y, words, n, x.f(0), x.f(1));
+              store_row(out, at, n, y);
+            });
 }
 
 void dropout(const Args& x) {
   const View &in = x.in[0], &residual = x.in[2], &out = x.out[0];
-  const int32_t* rng = x.in[1].i32();
-  const float p = x.f(0), keep = 1 / (1 - p);
-  const uint32_t stream = uint32_t(x.i(1));
-  pool(x).run_blocks(in.size(), kBlock, [&](int64_t begin, int64_t end) {
-    float* buffer = scratch_rows(3 * kBlock);
-    const int64_t n = end - begin;
-    const float* a = load_row(in, begin, n, buffer);
-    const float* more = residual.data ? load_row(residual, begin, n, buffer + kBlock) : nullptr;
-    float* y = row_target(out, begin, buffer + 2 * kBlock);
-    for (int64_t at = 0; at < n; at += 4) {
-      const Philox4 words = philox_block(rng, stream, uint64_t(begin + at) / 4);
-      for (int64_t k = at; k < n && k < at + 4; k++) {
-        const float kept = philox_uniform(words.word[k - at]) >= p ? a[k] * keep : 0;
-        y[k] = more ? more[k] + kept : kept;
-      }
-    }
-    store_row(out, begin, n, y);
-  });
+  const float p = x.f(0);
+  for_words(pool(x), in.size(), x.in[1].i32(), uint32_t(x.i(1)),
+            [&](int64_t at, int64_t n, const uint32_t* words, float* scratch) {
+              const float* a = load_row(in, at, n, scratch);
+              const float* more = residual.data ? load_row(residual, at, n, scratch + kTask) : nullptr;
+              float* y = row_target(out, at, scratch + 2 * kTask);
+              random_kernels().dropout(y, a, more, words, n, p, 1 / (1 - p));
+              store_row(out, at, n, y);
+            });
 }
 
 }  // namespace tc::cpu
