@@ -28,7 +28,8 @@ export interface SampleOptions {
 
 /**
  * Draws a token for each row: temperature, then top-k, then top-p (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751), in the
- * order of Hugging Face's generate(); one random number a row picks from the cumulative sum in descending order of probability.
+ * order of Hugging Face's generate(); one random number a row picks from the cumulative sum in the order of ids. Of equally
+ * probable tokens the cuts keep the lower id.
  *
  * @param logits [..., Vp], f32 or bf16
  * @param rng i32 [4] of createRng(); its step must be another one for each call

@@ -63,18 +63,18 @@ forEachDevice(
         const { temperature = 1, topK = 0, topP = 1, stream = 0 } = options
         const u = random.uniform(R, { seed, step: 3, stream })
         const got = await valuesOf(sample(logits, rng, { ...options, vocab: V }))
-        let compared = 0
         for (let r = 0; r < R; r++) {
           const row = z.subarray(r * Vp, r * Vp + V)
-          const drawn =
-            temperature === 0
-              ? { token: reference.argmax(row), margin: 1 }
-              : reference.draw(reference.keep(row, temperature, topK, topP), u[r]!)
-          if (drawn.margin < 1e-6) continue // both neighbours are right there
-          compared++
-          assert.equal(got[r], drawn.token, `row ${r} of [${R}, ${Vp}] with ${JSON.stringify(options)}`)
+          // Rounding may move a border of the cumulative sum by a few units in the last place of its terms' type.
+          const kept = reference.keep(row, temperature || 1, topK, topP)
+          const near = temperature
+            ? [-2e-6, 0, 2e-6].map(d => reference.draw(kept, u[r]! + d))
+            : [reference.argmax(row)]
+          assert.ok(
+            near.includes(got[r]!),
+            `row ${r} of [${R}, ${Vp}] with ${JSON.stringify(options)}: got ${got[r]}, want ${near}`,
+          )
         }
-        assert.ok(compared >= 0.6 * R, `${compared} of ${R} rows could be compared`)
       }
   },
   { ops: ['sample'] },

@@ -29,15 +29,10 @@ export function keep(z: Float64Array, temperature: number, topK: number, topP: n
   return { order, p: softmax(order) }
 }
 
-/** The token at u in [0, 1) of the cumulative sum, and how far u is from the nearest border. */
-export function draw({ order, p }: Kept, u: number): { token: number; margin: number } {
-  let above = 0
-  let margin = Infinity
-  let token = -1
-  for (let k = 0; k < order.length; k++) {
-    above += p[k]!
-    if (k < order.length - 1) margin = Math.min(margin, Math.abs(u - above))
-    if (token < 0 && (u < above || k === order.length - 1)) token = order[k]!
-  }
-  return { token, margin }
+/** The token at u in [0, 1) of the cumulative sum in the order of indices. */
+export function draw(kept: Kept, u: number): number {
+  const byIndex = [...kept.order.keys()].sort((a, b) => kept.order[a]! - kept.order[b]!)
+  let k = 0
+  for (let above = kept.p[byIndex[0]!]!; above <= u && k < byIndex.length - 1; above += kept.p[byIndex[k]!]!) k++
+  return kept.order[byIndex[k]!]!
 }
