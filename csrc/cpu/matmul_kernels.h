@@ -31,5 +31,7 @@ extern const MatmulKernel matmul_scalar;
 extern const MatmulKernel matmul_avx2;
 extern const MatmulKernel matmul_avx512;
 extern const MatmulKernel matmul_avx512bf16;
+extern const MatmulKernel matmul_neon;
+void matmul_pack_scalar(void* out, int width, const struct MatmulLines* lines);  // for any width
 
 }  // namespace tc::cpu

@@ -19,11 +19,6 @@ void pack_lines(float* out, int width, const MatmulLines& p) {
         out[i] = first + i < p.count ? to_float(data[(first + i) * line + k * step]) : 0;
 }
 
-void pack(void* out, int width, const MatmulLines* p) {
-  p->bf16 ? pack_lines<bf16>(static_cast<float*>(out), width, *p)
-          : pack_lines<float>(static_cast<float*>(out), width, *p);
-}
-
 void multiply(int64_t steps, const void* a_panel, const void* b_panel, float* c, int64_t ldc, int rows, int add) {
   const float *a = static_cast<const float*>(a_panel), *b = static_cast<const float*>(b_panel);
   float sum[kRows][kColumns] = {};
@@ -38,6 +33,11 @@ void multiply(int64_t steps, const void* a_panel, const void* b_panel, float* c,
 
 }  // namespace
 
-const MatmulKernel matmul_scalar = {"scalar", kRows, kColumns, 0, pack, multiply, nullptr};
+void matmul_pack_scalar(void* out, int width, const MatmulLines* p) {
+  p->bf16 ? pack_lines<bf16>(static_cast<float*>(out), width, *p)
+          : pack_lines<float>(static_cast<float*>(out), width, *p);
+}
+
+const MatmulKernel matmul_scalar = {"scalar", kRows, kColumns, 0, matmul_pack_scalar, multiply, nullptr};
 
 }  // namespace tc::cpu
