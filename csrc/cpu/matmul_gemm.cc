@@ -1,19 +1,26 @@
 // The matrix product of all CPU kernels: packs both operands into panels (which absorbs transposes and dtypes),
-// multiplies them tile by tile with the inner kernel of the instruction set, and runs the epilogue on each tile while
-// it is in cache. Blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
-// section 4. Every sum runs over the inner dimension in order, so no result depends on the blocks, the other rows or
-// the threads.
+// multiplies them tile by tile with the inner kernel of the instruction set, runs the epilogue on each tile while it is
+// in cache. Blocking after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
+// section 4. Every sum runs over the inner dimension in order: no result depends on the blocks, the other rows or the
+// threads.
 //
-// Ladder: GFLOP/s of 2 cores of an AMD EPYC (Zen 4, 3.7 GHz, 1 MiB L2 a core), 2026-11, 1024 rows, 768 -> 2304. FMA
-// alone gives 234 in f32, VDPBF16PS alone 470 in bf16.
-//   scalar, 4x8 tile (SSE2)             65
-//   AVX2, 6x16 tile                    208   53 a core until the tile's loops were unrolled early: its sums lived on
-//   the stack AVX-512, 14x32 tile                213   89-93 % on all shapes of GPT-2; 198 for K = 3072 AVX512-BF16,
-//   14x32 tile of pairs   425   GELU epilogue with its pre-activation (768 -> 3072): 355
-// Block sizes of 384 to 1,024 steps, 64 to 192 columns and 512 or 1,024 rows differ by less than the noise (5 %).
-// Rows 1 to 8, memory read in GB/s (a plain read: 26), 768 -> 3072 in f32: 5 packing 32 columns at a time, 13 packing a
-// block of rows with prefetch, 21 without packing (bf16: 24). Time of PyTorch 2.13 (oneDNN) divided by ours,
-// alternating calls, shared machine: f32 1.2-1.9; bf16 0.95-1.1, GELU fused 1.1-1.7.
+// Ladder: GFLOP/s of 2 cores of an AMD EPYC (Zen 4, 3.7 GHz, 1 MiB of L2 a core), 2026-11, 1024 rows, 768 -> 2304.
+// Products alone, from registers: 234 in f32, 470 in bf16.
+//
+//     scalar, 4x8 tile (SSE2)              65
+//     AVX2, 6x16 tile                     208   half of it until the tile's loops were unrolled early: sums on the
+//     stack AVX-512, 14x32 tile                 213   90 % of the products alone on GPT-2's shapes, 85 % for K = 3072
+//     AVX512-BF16, 14x32 tile of pairs    425   with GELU and its pre-activation stored (768 -> 3072): 355
+//
+// Blocks of 384 to 1,024 steps, 64 to 192 columns, 512 or 1,024 rows: no difference beyond the noise.
+//
+// 1 row, f32, 768 -> 3072, GB/s of B read from memory (a plain read: 26):
+//
+//     packing panel by panel                5
+//     packing whole rows, with prefetch    13
+//     not packing                          21   bf16: 24
+//
+// PyTorch 2.13 (oneDNN), alternating calls, its time / ours: f32 1.2-1.9, bf16 0.95-1.1, bf16 with GELU 1.1-1.7.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
