@@ -54,11 +54,16 @@ forEachDevice(
   async (_, precision) => {
     const rng = createRng(SEED)
     for (const size of someOf(SIZES, 5)) {
-      const shift = (z: Float64Array, round: (x: number) => number) => z.map(v => round(0.5 + round(0.02 * v)))
-      const want = shift(reference.normal(size, source(0, 1)), v => v)
-      const low = shift(reference.normal(size, source(0, 1), Math.fround), Math.fround)
-      const got = await valuesOf(randomNormal(filled(size, precision), rng, { stream: 1, mean: 0.5, std: 0.02 }))
-      assertClose(got, want, { name: `normal [${size}]`, dtype: precision, low })
+      for (const [mean, std] of [
+        [0, 1],
+        [0.5, 0.02],
+      ] as const) {
+        const scaled = (z: Float64Array, round: (x: number) => number) => z.map(v => round(mean + round(std * v)))
+        const want = scaled(reference.normal(size, source(0, 1)), v => v)
+        const low = scaled(reference.normal(size, source(0, 1), Math.fround), Math.fround)
+        const got = await valuesOf(randomNormal(filled(size, precision), rng, { stream: 1, mean, std }))
+        assertClose(got, want, { name: `normal(${mean}, ${std}) [${size}]`, dtype: precision, low })
+      }
     }
     assertSame(
       await valuesOf(randomNormal(filled(7, precision), rng, { mean: -2, std: 0 })),
