@@ -29,11 +29,15 @@ const PRESETS: Readonly<Record<string, readonly [layers: number, heads: number, 
 export const PRESET_NAMES: readonly string[] = Object.keys(PRESETS)
 
 /**
- * A configuration with everything checked; what is left out is GPT-2's own (V 50257, T 1024, no dropout).
+ * A configuration with everything checked; what is left out is GPT-2's own (V 50257, T 1024), without dropout.
  *
+ * @param source where it comes from, for messages
  * @throws TrainCoreError ERR_CONFIG
  */
-export function gpt2Config(shape: Partial<GPT2Config> & { layers: number; heads: number; width: number }): GPT2Config {
+export function gpt2Config(
+  shape: Partial<GPT2Config> & { layers: number; heads: number; width: number },
+  source?: string,
+): GPT2Config {
   const config: GPT2Config = {
     vocabSize: 50257,
     positions: 1024,
@@ -41,24 +45,30 @@ export function gpt2Config(shape: Partial<GPT2Config> & { layers: number; heads:
     dropout: { embedding: 0, attention: 0, residual: 0 },
     ...shape,
   }
-  const count = (name: string, value: number, most: number): void => {
-    if (!Number.isInteger(value) || value < 1 || value > most)
-      throw new TrainCoreError('ERR_CONFIG', `${name} must be an integer from 1 to ${most}; got ${value}`)
+  const demand = (fits: boolean, wanted: string, got: unknown): void => {
+    if (!fits) throw new TrainCoreError('ERR_CONFIG', `${source ? `${source}: ` : ''}${wanted}; got ${got}`)
   }
+  const count = (name: string, value: number, most: number): void =>
+    demand(
+      Number.isInteger(value) && value >= 1 && value <= most,
+      `${name} must be an integer from 1 to ${most}`,
+      value,
+    )
   count('layers (L, n_layer)', config.layers, 1000)
   count('heads (H, n_head)', config.heads, 1000)
   count('width (C, n_embd)', config.width, 1 << 16)
   count('vocabulary (V, vocab_size)', config.vocabSize, 1 << 24)
   count('positions (T, n_positions)', config.positions, 1 << 20)
-  const headDim = config.width / config.heads
-  if (!Number.isInteger(headDim) || headDim % 8 !== 0 || headDim > 256)
-    throw new TrainCoreError(
-      'ERR_CONFIG',
-      `the width of a head, C / H, must be a multiple of 8 from 8 to 256; got ${config.width} / ${config.heads} = ${headDim}`,
-    )
+  const { width, heads, epsilon } = config
+  const headDim = width / heads
+  demand(
+    Number.isInteger(headDim) && headDim % 8 === 0 && headDim <= 256,
+    'the width of a head, C / H (n_embd / n_head), must be a multiple of 8 from 8 to 256',
+    `${width} / ${heads} = ${headDim}`,
+  )
   for (const [name, value] of Object.entries(config.dropout))
-    if (!(value >= 0 && value < 1)) throw new TrainCoreError('ERR_CONFIG', `${name} dropout must be in [0, 1); got ${value}`)
-  if (!(config.epsilon > 0)) throw new TrainCoreError('ERR_CONFIG', `layer_norm_epsilon must be above 0; got ${config.epsilon}`)
+    demand(value >= 0 && value < 1, `${name} dropout must be in [0, 1)`, value)
+  demand(epsilon > 0 && epsilon < 1, 'epsilon (layer_norm_epsilon) must be in (0, 1)', epsilon)
   return config
 }
 
@@ -67,23 +77,29 @@ export function gpt2Config(shape: Partial<GPT2Config> & { layers: number; heads:
  *
  * @param defaults V and T where the text does not say
  */
-export function parseModel(text: string, defaults: { vocabSize?: number; positions?: number } = {}): GPT2Config | undefined {
-  const preset = PRESETS[text]
-  if (preset) return gpt2Config({ layers: preset[0], heads: preset[1], width: preset[2] })
+export function parseModel(
+  text: string,
+  defaults: { vocabSize?: number; positions?: number } = {},
+): GPT2Config | undefined {
+  if (Object.hasOwn(PRESETS, text)) {
+    const [layers, heads, width] = PRESETS[text]
+    return gpt2Config({ layers, heads, width, eosId: 50256 })
+  }
   if (!/^[A-Za-z]+=/.test(text)) return undefined
+  const form = 'a model is L=..,H=..,C=..[,V=..,T=..]'
   const values: Record<string, number> = {}
   for (const part of text.split(',')) {
-    const match = /^([LHCVT])=(\d+)$/.exec(part.trim())
-    if (!match)
-      throw new TrainCoreError('ERR_CONFIG', `a model is L=..,H=..,C=..[,V=..,T=..] with whole numbers; got "${part}" in "${text}"`)
-    values[match[1]!] = Number(match[2])
+    const [, axis, value] = /^([LHCVT])=(\d+)$/.exec(part.trim()) ?? []
+    if (!axis) throw new TrainCoreError('ERR_CONFIG', `${form} with whole numbers; got "${part}" in "${text}"`)
+    if (values[axis] !== undefined) throw new TrainCoreError('ERR_CONFIG', `${form}; "${text}" has ${axis} twice`)
+    values[axis] = Number(value)
   }
   for (const axis of ['L', 'H', 'C'])
-    if (values[axis] === undefined) throw new TrainCoreError('ERR_CONFIG', `"${text}" lacks ${axis}; a model is L=..,H=..,C=..[,V=..,T=..]`)
+    if (values[axis] === undefined) throw new TrainCoreError('ERR_CONFIG', `${form}; "${text}" lacks ${axis}`)
   return gpt2Config({
-    layers: values.L!,
-    heads: values.H!,
-    width: values.C!,
+    layers: values.L,
+    heads: values.H,
+    width: values.C,
     vocabSize: values.V ?? defaults.vocabSize ?? 50257,
     positions: values.T ?? defaults.positions ?? 1024,
   })
@@ -100,8 +116,8 @@ export function parameterCount(config: GPT2Config): number {
   return V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C
 }
 
-/** Settings of a config.json that change the computation: the one value that train-core supports (the default, too). */
-const FIXED: Readonly<Record<string, readonly unknown[]>> = {
+/** Settings of a config.json that change the computation, with the values that train-core supports; absent means the first. */
+const SUPPORTED: Readonly<Record<string, readonly unknown[]>> = {
   model_type: ['gpt2'],
   activation_function: ['gelu_new', 'gelu_pytorch_tanh'],
   scale_attn_weights: [true],
@@ -109,48 +125,58 @@ const FIXED: Readonly<Record<string, readonly unknown[]>> = {
   reorder_and_upcast_attn: [false],
   add_cross_attention: [false],
   tie_word_embeddings: [true],
+  quantization_config: [null],
 }
 
 /**
- * A GPT2Config from Hugging Face's config.json; unknown keys are kept for saving.
+ * A GPT2Config from Hugging Face's config.json (transformers, configuration_gpt2.py); all its keys are kept for saving.
  *
+ * @param source the file's name, for messages
  * @throws TrainCoreError ERR_CONFIG naming the key, what it has and what is supported
  */
 export function configFromHuggingFace(json: Readonly<Record<string, unknown>>, source = 'config.json'): GPT2Config {
-  for (const [key, supported] of Object.entries(FIXED))
-    if (json[key] !== undefined && !supported.includes(json[key]))
-      throw new TrainCoreError('ERR_CONFIG', `${source}: ${key} must be ${supported.join(' or ')}; got ${JSON.stringify(json[key])}`)
-  const number = (key: string, fallback?: number): number => {
+  const refuse = (key: string, wanted: string): TrainCoreError =>
+    new TrainCoreError('ERR_CONFIG', `${source}: ${key} must be ${wanted}; got ${JSON.stringify(json[key])}`)
+  for (const [key, supported] of Object.entries(SUPPORTED))
+    if (json[key] !== undefined && !supported.includes(json[key])) throw refuse(key, supported.join(' or '))
+  const number = (key: string, fallback?: unknown): number => {
     const value = json[key] ?? fallback
-    if (typeof value !== 'number') throw new TrainCoreError('ERR_CONFIG', `${source}: ${key} must be a number; got ${JSON.stringify(value)}`)
+    if (typeof value !== 'number') throw refuse(key, 'a number')
     return value
   }
   const width = number('n_embd')
-  if (json.n_inner !== undefined && json.n_inner !== null && json.n_inner !== 4 * width)
-    throw new TrainCoreError('ERR_CONFIG', `${source}: n_inner must be null or 4·n_embd = ${4 * width}; got ${JSON.stringify(json.n_inner)}`)
-  const eos = json.eos_token_id
-  return gpt2Config({
+  if ((json.n_inner ?? 4 * width) !== 4 * width) throw refuse('n_inner', `null or 4·n_embd = ${4 * width}`)
+  const { eos_token_id: eos } = json
+  const shape = {
     layers: number('n_layer'),
     heads: number('n_head'),
     width,
     vocabSize: number('vocab_size'),
-    positions: number('n_positions', typeof json.n_ctx === 'number' ? json.n_ctx : undefined),
+    positions: number('n_positions', json.n_ctx),
     epsilon: number('layer_norm_epsilon', 1e-5),
-    dropout: { embedding: number('embd_pdrop', 0.1), attention: number('attn_pdrop', 0.1), residual: number('resid_pdrop', 0.1) },
+    dropout: {
+      embedding: number('embd_pdrop', 0.1),
+      attention: number('attn_pdrop', 0.1),
+      residual: number('resid_pdrop', 0.1),
+    },
     eosId: typeof eos === 'number' ? eos : undefined,
     extra: json,
-  })
+  }
+  return gpt2Config(shape, source)
 }
 
-/** The config.json that transformers' GPT2LMHeadModel loads. */
+/**
+ * The config.json that transformers' GPT2LMHeadModel loads, for weights in F32: the keys of the file that the configuration came from,
+ * with what train-core knows on top.
+ */
 export function configToHuggingFace(config: GPT2Config): Record<string, unknown> {
-  const eos = config.eosId ?? null
+  const { torch_dtype: _, ...extra } = config.extra ?? {}
+  const eosId = config.eosId ?? extra.eos_token_id ?? null
   return {
     activation_function: 'gelu_new',
-    bos_token_id: eos,
-    eos_token_id: eos,
+    bos_token_id: eosId,
     initializer_range: 0.02,
-    ...config.extra,
+    ...extra,
     architectures: ['GPT2LMHeadModel'],
     model_type: 'gpt2',
     n_layer: config.layers,
@@ -163,6 +189,7 @@ export function configToHuggingFace(config: GPT2Config): Record<string, unknown>
     embd_pdrop: config.dropout.embedding,
     attn_pdrop: config.dropout.attention,
     resid_pdrop: config.dropout.residual,
+    eos_token_id: eosId,
     tie_word_embeddings: true,
     dtype: 'float32',
   }
