@@ -16,12 +16,45 @@ typedef int32_t Int __attribute__((vector_size(4 * TC_LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * TC_LANES)));
 typedef uint16_t Half __attribute__((vector_size(2 * TC_LANES)));
 
-[[maybe_unused]] inline Vec choose(Int mask, Vec a, Vec b) { return Vec((mask & Int(a)) | (~mask & Int(b))); }
+[[maybe_unused]] inline Vec choose(Int mask, Vec a, Vec b) { return mask ? a : b; }
+// The smaller, the larger of the two; x where x is NaN.
+[[maybe_unused]] inline Vec at_most(Vec bound, Vec x) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Vec(_mm512_min_ps(__m512(bound), __m512(x)));
+#elif TC_LANES == 8 && defined(__AVX2__)
+  return Vec(_mm256_min_ps(__m256(bound), __m256(x)));
+#else
+  return choose(x > bound, bound, x);
+#endif
+}
+[[maybe_unused]] inline Vec at_least(Vec bound, Vec x) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Vec(_mm512_max_ps(__m512(bound), __m512(x)));
+#elif TC_LANES == 8 && defined(__AVX2__)
+  return Vec(_mm256_max_ps(__m256(bound), __m256(x)));
+#else
+  return choose(x < bound, bound, x);
+#endif
+}
 [[maybe_unused]] inline float total(Vec x) {  // halves added, then their halves: a fixed tree
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return _mm512_reduce_add_ps(__m512(x));
+#endif
   float part[TC_LANES];
   memcpy(part, &x, sizeof x);
   for (int half = TC_LANES / 2; half > 0; half /= 2)
     for (int k = 0; k < half; k++) part[k] += part[k + half];
+  return part[0];
+}
+
+[[maybe_unused]] inline float highest(Vec x) {  // no NaN
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return _mm512_reduce_max_ps(__m512(x));
+#endif
+  float part[TC_LANES];
+  memcpy(part, &x, sizeof x);
+  for (int half = TC_LANES / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; k++) part[k] = part[k] > part[k + half] ? part[k] : part[k + half];
   return part[0];
 }
 
@@ -49,11 +82,17 @@ struct Stretch {
   int64_t at, n;
 
   Vec load(const float* p) const {
+#if TC_LANES == 16 && defined(__AVX512F__)
+    if constexpr (!Full) return Vec(_mm512_maskz_loadu_ps(mask(), p + at));
+#endif
     Vec v{};
     memcpy(&v, p + at, Full ? sizeof v : size_t(n) * 4);
     return v;
   }
   Vec load(const uint16_t* p) const {
+#if TC_LANES == 16 && defined(__AVX512BW__)
+    if constexpr (!Full) return Vec(widen(Half(_mm256_maskz_loadu_epi16(mask(), p + at))) << 16);
+#endif
     Half h{};
     memcpy(&h, p + at, Full ? sizeof h : size_t(n) * 2);
     return Vec(widen(h) << 16);
@@ -63,9 +102,17 @@ struct Stretch {
     memcpy(&b, p + at, Full ? sizeof b : size_t(n) * 4);
     return b;
   }
-  void store(float* p, Vec v) const { memcpy(p + at, &v, Full ? sizeof v : size_t(n) * 4); }
+  void store(float* p, Vec v) const {
+#if TC_LANES == 16 && defined(__AVX512F__)
+    if constexpr (!Full) return _mm512_mask_storeu_ps(p + at, mask(), __m512(v));
+#endif
+    memcpy(p + at, &v, Full ? sizeof v : size_t(n) * 4);
+  }
   void store(uint16_t* p, Vec v) const {
     const Half h = round(v);
+#if TC_LANES == 16 && defined(__AVX512BW__)
+    if constexpr (!Full) return _mm256_mask_storeu_epi16(p + at, mask(), __m256i(h));
+#endif
     memcpy(p + at, &h, Full ? sizeof h : size_t(n) * 2);
   }
   // Stores, and returns what a later load will give.
@@ -77,14 +124,21 @@ struct Stretch {
     store(p, v);
     return load(p);
   }
-  // v in the stretch's lanes, 0 in the others.
-  Vec only(Vec v) const {
+  // v in the stretch's lanes, `rest` in the others.
+  Vec only(Vec v, float rest = 0) const {
+#if TC_LANES == 16 && defined(__AVX512F__)
+    if constexpr (!Full) return Vec(_mm512_mask_mov_ps(_mm512_set1_ps(rest), mask(), __m512(v)));
+#else
     if constexpr (!Full)
-      for (int64_t k = n; k < TC_LANES; k++) v[k] = 0;
+      for (int64_t k = n; k < TC_LANES; k++) v[k] = rest;
+#endif
     return v;
   }
 
  private:
+#if TC_LANES == 16 && defined(__AVX512F__)
+  __mmask16 mask() const { return __mmask16((1u << n) - 1); }
+#endif
   static Half round(Vec v) {  // to bf16: nearest even; NaN stays NaN
     const Bits u = Bits(v), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40,
                nan = Bits(v != v);
