@@ -58,8 +58,17 @@ Table make_table() {
   for (int op = 0; op < kOpCount; op++) {
     OpInfo& info = table.info[op];
     const auto inputs = words(rows[op].inputs), outputs = words(rows[op].outputs), scalars = words(rows[op].scalars);
-    info = {rows[op].name, rows[op].inputs, rows[op].outputs, rows[op].scalars, int(inputs.size()), int(outputs.size()), int(scalars.size()),
-            false, {}, {}, {}};
+    info = {rows[op].name,
+            rows[op].inputs,
+            rows[op].outputs,
+            rows[op].scalars,
+            int(inputs.size()),
+            int(outputs.size()),
+            int(scalars.size()),
+            false,
+            {},
+            {},
+            {}};
     if (inputs.size() > kMaxInputs || outputs.size() > kMaxOutputs || scalars.size() > kMaxScalars)
       throw Error("ERR_ARGUMENT", std::string(info.name) + " has more inputs, outputs or scalars than a packet holds");
     for (size_t k = 0; k < inputs.size(); k++) info.input_optional[k] = inputs[k].optional;
@@ -94,10 +103,12 @@ void settle_output(Args& x, int k, const View& wanted) {
   double size = 1;
   for (int d = 0; d < wanted.rank; d++) {
     if (wanted.dim[d] < 0 || wanted.dim[d] > INT32_MAX)
-      throw Error("ERR_SHAPE", prefix(x.op) + "a dimension must be >= 0 and below 2^31; its output would be " + describe(wanted));
+      throw Error("ERR_SHAPE",
+                  prefix(x.op) + "a dimension must be >= 0 and below 2^31; its output would be " + describe(wanted));
     size *= double(wanted.dim[d]);
   }
-  if (size > 9e15) throw Error("ERR_SHAPE", prefix(x.op) + "its output would have 2^53 elements or more: " + describe(wanted));
+  if (size >= 0x1p53)
+    throw Error("ERR_SHAPE", prefix(x.op) + "its output would have 2^53 elements or more: " + describe(wanted));
   if (x.want[k] == 0) {
     x.out[k] = wanted;
     return;
@@ -105,9 +116,11 @@ void settle_output(Args& x, int k, const View& wanted) {
   const View& got = x.out[k];
   const std::string& name = table().output_name[int(x.op)][k];
   if (got.dtype != wanted.dtype)
-    throw Error("ERR_DTYPE", prefix(x.op) + "output " + name + " must be " + describe(wanted) + "; got " + describe(got));
+    throw Error("ERR_DTYPE",
+                prefix(x.op) + "output " + name + " must be " + describe(wanted) + "; got " + describe(got));
   if (got.size() != wanted.size() || (wanted.rank > 1 && got.last() != wanted.last()))
-    throw Error("ERR_SHAPE", prefix(x.op) + "output " + name + " must be " + describe(wanted) + "; got " + describe(got));
+    throw Error("ERR_SHAPE",
+                prefix(x.op) + "output " + name + " must be " + describe(wanted) + "; got " + describe(got));
 }
 
 }  // namespace
@@ -117,7 +130,9 @@ const OpInfo& op_info(Op op) { return table().info[int(op)]; }
 void Args::output(int k, DType dtype, std::initializer_list<int64_t> dims) {
   settle_output(*this, k, shaped(dtype, dims.begin(), dims.size()));
 }
-void Args::output_like(int k, const View& v, DType dtype) { settle_output(*this, k, shaped(dtype, v.dim, size_t(v.rank))); }
+void Args::output_like(int k, const View& v, DType dtype) {
+  settle_output(*this, k, shaped(dtype, v.dim, size_t(v.rank)));
+}
 
 void Args::require_shape(bool ok, const char* wanted, const View& got) const {
   if (!ok) throw Error("ERR_SHAPE", prefix(op) + wanted + "; got " + describe(got));

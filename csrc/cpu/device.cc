@@ -1,18 +1,18 @@
 // The CPU as a device: memory, the pool of threads, and the table of kernels.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <string>
-#include <thread>
 
 #include "cpu.h"
 #include "target.h"
-#if defined(__linux__)
-#include <sched.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
-#include <sys/mman.h>
-#include <unistd.h>
 
 namespace tc::cpu {
 
@@ -28,7 +28,8 @@ size_t memory_setting() {
   const double value = std::strtod(text, &end);
   const int shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
   if (end == text || (shift ? end[1] : end[0]) || !(value >= 1) || value > 1e15)
-    throw Error("ERR_CONFIG", std::string("TRAIN_CORE_MEMORY_LIMIT must be bytes, or a number with K, M or G; got ") + text);
+    throw Error("ERR_CONFIG",
+                std::string("TRAIN_CORE_MEMORY_LIMIT must be bytes, or a number with K, M or G; got ") + text);
   return size_t(value * double(size_t(1) << shift));
 }
 
@@ -46,37 +47,43 @@ int usable_threads() {
   if (const char* text = std::getenv("TRAIN_CORE_THREADS"); text && *text) {
     char* end = nullptr;
     const long value = std::strtol(text, &end, 10);
-    if (*end || value < 1 || value > 1024) throw Error("ERR_CONFIG", std::string("TRAIN_CORE_THREADS must be 1 to 1024; got ") + text);
+    if (*end || value < 1 || value > 1024)
+      throw Error("ERR_CONFIG", std::string("TRAIN_CORE_THREADS must be 1 to 1024; got ") + text);
     return int(value);
   }
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-  const unsigned n = std::thread::hardware_concurrency();
-  return n ? int(n) : 1;
+  return available_cores();
 }
 
 std::string processor_name() {
+#if defined(__APPLE__)
+  char brand[128] = {};
+  size_t size = sizeof brand - 1;
+  if (sysctlbyname("machdep.cpu.brand_string", brand, &size, nullptr, 0) == 0) return brand;
+#endif
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);)
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+    if (const size_t colon = line.find(": "); line.rfind("model name", 0) == 0 && colon != line.npos)
+      return line.substr(colon + 2);
   return "processor";
 }
 
 class CpuDevice : public Device {
  public:
-  explicit CpuDevice(int threads) : limit_(memory_setting() ? memory_setting() : physical_memory()), pool_(threads > 0 ? threads : usable_threads()) {
+  explicit CpuDevice(int threads)
+      : limit_(memory_setting() ? memory_setting() : physical_memory()),
+        pool_(threads > 0 ? threads : usable_threads()) {
     target();  // a wrong TRAIN_CORE_ISA is an error now, not in a kernel
   }
   const char* name() const override { return "cpu"; }
   std::string describe() const override {
-    return "cpu: " + processor_name() + ", " + std::to_string(pool_.threads()) + " threads, " + target_name(target());
+    const int n = pool_.threads();
+    return "cpu: " + processor_name() + ", " + std::to_string(n) + (n == 1 ? " thread, " : " threads, ") +
+           target_name(target());
   }
   int threads() const override { return pool_.threads(); }
   size_t memory_limit() const override { return limit_; }
   void* allocate(size_t bytes) override {
-    if (bytes < kHugePage) return std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (bytes < kHugePage) return std::aligned_alloc(64, bytes ? (bytes + 63) / 64 * 64 : 64);
     // Aligned to a huge page and advised so: fewer TLB misses in the weights, moments and activations.
     const size_t padded = bytes + kHugePage;
     void* raw = mmap(nullptr, padded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -127,7 +134,8 @@ const Workspaces kWorkspaces;
 
 Pool& pool(const Args& x) { return static_cast<CpuDevice*>(x.device)->pool(); }
 
-const Backend backend = {"cpu", kKernels, kWorkspaces.of,
-                         [](int, int threads) -> std::unique_ptr<Device> { return std::make_unique<CpuDevice>(threads); }};
+const Backend backend = {"cpu", kKernels, kWorkspaces.of, [](int, int threads) -> std::unique_ptr<Device> {
+                           return std::make_unique<CpuDevice>(threads);
+                         }};
 
 }  // namespace tc::cpu

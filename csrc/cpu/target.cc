@@ -35,23 +35,30 @@ bool processor_has(Isa isa) {
   if (!__get_cpuid_count(7, 1, &a71, &b, &c, &d)) a71 = 0;
   const uint64_t saved = saved_state();
   const bool avx2 = has_bits(saved, 0x6) && (b7 & bit_AVX2) && (c1 & bit_FMA) && (c1 & bit_F16C);
-  const bool avx512 = avx2 && has_bits(saved, 0xe6) && (b7 & bit_AVX512F) && (b7 & bit_AVX512BW) && (b7 & bit_AVX512VL) && (b7 & bit_AVX512DQ);
+  const bool avx512 = avx2 && has_bits(saved, 0xe6) && (b7 & bit_AVX512F) && (b7 & bit_AVX512BW) &&
+                      (b7 & bit_AVX512VL) && (b7 & bit_AVX512DQ);
   const bool bf16 = avx512 && (a71 & (1u << 5));
   switch (isa) {
-    case Isa::scalar: return true;
-    case Isa::avx2: return avx2;
-    case Isa::avx512: return avx512;
-    case Isa::avx512bf16: return bf16;
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx512bf16:
+      return bf16;
     case Isa::amx: {
 #if defined(__linux__) && defined(TC_HAVE_AMX)
-      // Tiles need the processor (AMX-BF16, AMX-TILE), the saved state bits 17 and 18, and the kernel's permission, per process.
+      // Tiles need the processor (AMX-BF16, AMX-TILE), the saved state bits 17 and 18, and the kernel's permission, per
+      // process.
       if (!bf16 || !(d7 & (1u << 22)) || !(d7 & (1u << 24)) || !has_bits(saved, 0x60000)) return false;
       return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
       return false;
 #endif
     }
-    default: return false;
+    default:
+      return false;
   }
 }
 #else
@@ -60,23 +67,30 @@ bool processor_has(Isa isa) { return isa == Isa::scalar || isa == Isa::neon; }
 
 bool built(Isa isa) {
   switch (isa) {
-    case Isa::scalar: return true;
+    case Isa::scalar:
+      return true;
 #ifdef TC_HAVE_AVX2
-    case Isa::avx2: return true;
+    case Isa::avx2:
+      return true;
 #endif
 #ifdef TC_HAVE_AVX512
-    case Isa::avx512: return true;
+    case Isa::avx512:
+      return true;
 #endif
 #ifdef TC_HAVE_AVX512BF16
-    case Isa::avx512bf16: return true;
+    case Isa::avx512bf16:
+      return true;
 #endif
 #ifdef TC_HAVE_AMX
-    case Isa::amx: return true;
+    case Isa::amx:
+      return true;
 #endif
 #ifdef TC_HAVE_NEON
-    case Isa::neon: return true;
+    case Isa::neon:
+      return true;
 #endif
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -89,7 +103,8 @@ Isa decide() {
       if (isa_available(isa)) names += (names.empty() ? "" : ", ") + std::string(target_name(isa));
       if (std::string(cap) == target_name(isa) && isa_available(isa)) return isa;
     }
-    throw Error("ERR_CONFIG", std::string("TRAIN_CORE_ISA must be one of those that this processor and build have (") + names + "); got " + cap);
+    throw Error("ERR_CONFIG", std::string("TRAIN_CORE_ISA must be one of those that this processor and build have (") +
+                                  names + "); got " + cap);
   }
   for (Isa isa : kAll)
     if (isa_available(isa)) best = isa;
@@ -105,7 +120,9 @@ Isa target() {
   return chosen;
 }
 
-bool target_at_least(Isa isa) { return isa == Isa::neon || target() == Isa::neon ? target() == isa || isa == Isa::scalar : target() >= isa; }
+bool target_at_least(Isa isa) {
+  return isa == Isa::neon || target() == Isa::neon ? target() == isa || isa == Isa::scalar : target() >= isa;
+}
 
 const char* target_name(Isa isa) {
   static const char* names[] = {"scalar", "avx2", "avx512", "avx512bf16", "amx", "neon"};
