@@ -1,153 +1,143 @@
 // Elementwise ops: GELU (tanh form, Hendrycks and Gimpel 2016, arXiv 1606.08415), sums, scaling, conversions.
-// All run over fixed blocks of elements, so results do not depend on the number of threads. bf16 is widened block by block.
+// All run over fixed blocks of elements, so results do not depend on the number of threads; all but the 16-bit
+// conversions are bound by memory.
+#include <algorithm>
 #include <cstring>
 
 #include "bf16.h"
 #include "cpu.h"
+#include "elementwise_kernels.h"
+#include "f16.h"
+#include "target.h"
 #include "vmath.h"
 
 namespace tc::cpu {
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 14;  // elements of a task
-constexpr int64_t kTile = 1 << 9;    // elements widened at a time: three tiles stay in L1
+constexpr int64_t kBlock = 1 << 14;  // elements of a task: three buffers of it fit in L2
 
-// A stretch of n <= kTile elements as f32: in place for f32, widened into `buffer` for bf16.
-const float* load(const View& v, int64_t at, int64_t n, float* buffer) {
-  if (v.dtype == DType::f32) return v.f32() + at;
-  vmath().bf16_to_f32(buffer, v.as<uint16_t>() + at, n);
-  return buffer;
-}
-float* target_of(const View& v, int64_t at, float* buffer) { return v.dtype == DType::f32 ? v.f32() + at : buffer; }
-void store(const View& v, int64_t at, int64_t n, const float* buffer) {
-  if (v.dtype != DType::f32) vmath().f32_to_bf16(v.as<uint16_t>() + at, buffer, n);
+const ElementwiseKernels& kernels() {
+#ifdef TC_HAVE_AVX512
+  if (target_at_least(Isa::avx512)) return elementwise_avx512;
+#endif
+#ifdef TC_HAVE_AVX2
+  if (target_at_least(Isa::avx2)) return elementwise_avx2;
+#endif
+  return elementwise_scalar;
 }
 
-// f(out, a, b, n) over tiles of out, a and (where given) b.
-template <class F>
-void map(Pool& pool, const View& out, const View& a, const View* b, F f) {
-  pool.run_blocks(out.size(), kBlock, [&](int64_t begin, int64_t end) {
-    float ta[kTile], tb[kTile], to[kTile];
-    for (int64_t at = begin; at < end; at += kTile) {
-      const int64_t n = end - at < kTile ? end - at : kTile;
-      float* y = target_of(out, at, to);
-      f(y, load(a, at, n, ta), b ? load(*b, at, n, tb) : nullptr, n);
-      store(out, at, n, y);
-    }
-  });
-}
+int is_bf16(const View& v) { return v.dtype == DType::bf16; }
+char* at(const View& v, int64_t k) { return v.as<char>() + k * int64_t(dtype_size(v.dtype)); }
 
-float f16_to_f32(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-  uint32_t u;
-  if (exponent == 31) {
-    u = sign | 0x7f800000u | (mantissa << 13);
-  } else if (exponent) {
-    u = sign | ((exponent + 112) << 23) | (mantissa << 13);
+template <class Out, class In>
+void convert(Out* out, const In* in, int64_t n) {
+  for (int64_t k = 0; k < n; k++) from_float(out[k], to_float(in[k]));
+}
+template <class In>
+void convert_from(const View& out, const In* in, int64_t begin, int64_t n) {
+  if (out.dtype == DType::f32) return convert(out.f32() + begin, in + begin, n);
+  if (out.dtype == DType::bf16) return convert(out.as<bf16>() + begin, in + begin, n);
+  convert(out.as<f16>() + begin, in + begin, n);
+}
+void convert(const View& out, const View& in, int64_t begin, int64_t n) {
+  if (in.dtype == DType::u16) {
+    std::copy_n(in.as<uint16_t>() + begin, n, out.i32() + begin);
+  } else if (in.dtype == DType::i32) {
+    std::copy_n(in.i32() + begin, n, out.f32() + begin);
+  } else if (in.dtype == DType::bf16 && out.dtype == DType::f32) {
+    vmath().bf16_to_f32(out.f32() + begin, in.as<uint16_t>() + begin, n);
+  } else if (in.dtype == DType::f32 && out.dtype == DType::bf16) {
+    vmath().f32_to_bf16(out.as<uint16_t>() + begin, in.f32() + begin, n);
+  } else if (in.dtype == DType::f32) {
+    convert_from(out, in.f32(), begin, n);
+  } else if (in.dtype == DType::bf16) {
+    convert_from(out, in.as<bf16>(), begin, n);
   } else {
-    const float value = float(mantissa) * 5.9604644775390625e-8f;  // 2^-24
-    return sign ? -value : value;
-  }
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-uint16_t f32_to_f16(float f) {  // nearest even
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  const uint16_t sign = uint16_t((u >> 16) & 0x8000);
-  const uint32_t a = u & 0x7fffffff;
-  if (a > 0x7f800000) return sign | 0x7e00;
-  if (a >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
-  if (a < 0x38800000) {                       // a subnormal of f16: let the f32 addition round
-    float value, shifted;
-    std::memcpy(&value, &a, 4);
-    shifted = value + 0.5f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, 4);
-    return uint16_t(sign | (bits - 0x3f000000));
-  }
-  return uint16_t(sign | ((a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13));
-}
-
-float read_as_float(const View& v, int64_t k) {
-  switch (v.dtype) {
-    case DType::f32: return v.f32()[k];
-    case DType::bf16: return to_float(v.as<bf16>()[k]);
-    case DType::f16: return f16_to_f32(v.as<uint16_t>()[k]);
-    default: return float(v.i32()[k]);
-  }
-}
-void write_from_float(const View& v, int64_t k, float value) {
-  switch (v.dtype) {
-    case DType::f32: v.f32()[k] = value; break;
-    case DType::bf16: from_float(v.as<bf16>()[k], value); break;
-    default: v.as<uint16_t>()[k] = f32_to_f16(value);
+    convert_from(out, in.as<f16>(), begin, n);
   }
 }
 
-void convert(const View& out, const View& in, int64_t begin, int64_t end) {
-  if (in.dtype == DType::bf16 && out.dtype == DType::f32) return vmath().bf16_to_f32(out.f32() + begin, in.as<uint16_t>() + begin, end - begin);
-  if (in.dtype == DType::f32 && out.dtype == DType::bf16) return vmath().f32_to_bf16(out.as<uint16_t>() + begin, in.f32() + begin, end - begin);
-  if (in.dtype == DType::u16)
-    for (int64_t k = begin; k < end; k++) out.i32()[k] = in.as<uint16_t>()[k];
-  else
-    for (int64_t k = begin; k < end; k++) write_from_float(out, k, read_as_float(in, k));
+template <class T>
+void fill_with(Pool& pool, const View& out, T value) {
+  pool.run_blocks(out.size(), kBlock,
+                  [&](int64_t begin, int64_t end) { std::fill(out.as<T>() + begin, out.as<T>() + end, value); });
 }
 
 }  // namespace
 
 void gelu_forward(const Args& x) {
-  map(pool(x), x.out[0], x.in[0], nullptr, [](float* y, const float* a, const float*, int64_t n) { vmath().gelu(y, a, n); });
+  const auto gelu = kernels().gelu_forward[is_bf16(x.in[0])];
+  pool(x).run_blocks(x.in[0].size(), kBlock,
+                     [&](int64_t begin, int64_t end) { gelu(at(x.out[0], begin), at(x.in[0], begin), end - begin); });
 }
 void gelu_backward(const Args& x) {
-  map(pool(x), x.out[0], x.in[0], &x.in[1], [](float* y, const float* d, const float* a, int64_t n) { vmath().gelu_backward(y, d, a, n); });
+  const auto gelu = kernels().gelu_backward[is_bf16(x.in[0])];
+  pool(x).run_blocks(x.in[0].size(), kBlock, [&](int64_t begin, int64_t end) {
+    gelu(at(x.out[0], begin), at(x.in[0], begin), at(x.in[1], begin), end - begin);
+  });
 }
 void add(const Args& x) {
-  map(pool(x), x.out[0], x.in[0], &x.in[1], [](float* y, const float* a, const float* b, int64_t n) {
-    for (int64_t k = 0; k < n; k++) y[k] = a[k] + b[k];
+  const auto add = kernels().add[is_bf16(x.in[0])];
+  pool(x).run_blocks(x.in[0].size(), kBlock, [&](int64_t begin, int64_t end) {
+    add(at(x.out[0], begin), at(x.in[0], begin), at(x.in[1], begin), end - begin);
   });
 }
 void scale(const Args& x) {
+  const auto scale = kernels().scale[is_bf16(x.in[0])];
   const float by = x.has(1) ? x.f(0) * *x.in[1].f32() : x.f(0);
-  map(pool(x), x.out[0], x.in[0], nullptr, [by](float* y, const float* a, const float*, int64_t n) { vmath().scale(y, a, by, n); });
+  pool(x).run_blocks(x.in[0].size(), kBlock, [&](int64_t begin, int64_t end) {
+    scale(at(x.out[0], begin), at(x.in[0], begin), by, end - begin);
+  });
 }
 
 void cast(const Args& x) {
   const View &in = x.in[0], &out = x.out[0];
-  const size_t size = dtype_size(in.dtype);
   pool(x).run_blocks(in.size(), kBlock, [&](int64_t begin, int64_t end) {
-    if (in.dtype == out.dtype) std::memmove(out.as<char>() + begin * size, in.as<char>() + begin * size, size_t(end - begin) * size);
-    else convert(out, in, begin, end);
+    if (in.dtype == out.dtype)
+      std::memmove(at(out, begin), at(in, begin), size_t(end - begin) * dtype_size(in.dtype));
+    else
+      convert(out, in, begin, end - begin);
   });
 }
 
 void fill(const Args& x) {
-  const View& out = x.out[0];
   const float value = x.f(0);
-  pool(x).run_blocks(out.size(), kBlock, [&](int64_t begin, int64_t end) {
-    if (out.dtype == DType::i32)
-      for (int64_t k = begin; k < end; k++) out.i32()[k] = int32_t(value);
-    else if (out.dtype == DType::u16)
-      for (int64_t k = begin; k < end; k++) out.as<uint16_t>()[k] = uint16_t(value);
-    else if (out.dtype == DType::u8)
-      for (int64_t k = begin; k < end; k++) out.as<uint8_t>()[k] = uint8_t(value);
-    else
-      for (int64_t k = begin; k < end; k++) write_from_float(out, k, value);
-  });
+  bf16 as_bf16;
+  f16 as_f16;
+  from_float(as_bf16, value);
+  from_float(as_f16, value);
+  switch (x.out[0].dtype) {
+    case DType::f32:
+      return fill_with(pool(x), x.out[0], value);
+    case DType::bf16:
+      return fill_with(pool(x), x.out[0], as_bf16.bits);
+    case DType::f16:
+      return fill_with(pool(x), x.out[0], as_f16.bits);
+    case DType::i32:
+      return fill_with(pool(x), x.out[0], int32_t(value));
+    case DType::u16:
+      return fill_with(pool(x), x.out[0], uint16_t(value));
+    default:
+      return fill_with(pool(x), x.out[0], uint8_t(value));
+  }
 }
 
-// out[p] (+)= sum over r of weights[r]·x[r,p]; rows in order, sums in double: R is at most some thousands
+// out[p] (+)= sum over r of weights[r]·x[r,p]; rows in order, in double. A row of weight 0 is not looked at.
 void weighted_sum(const Args& x) {
+  constexpr int64_t kColumns = 64;  // of a task
   const int64_t R = x.in[0].dim[0], P = x.in[0].dim[1];
-  double sums[64] = {};
-  for (int64_t r = 0; r < R; r++) {
-    const double w = x.has(1) ? x.in[1].f32()[r] : 1;
-    if (w == 0) continue;
-    for (int64_t p = 0; p < P; p++) sums[p] += w * x.in[0].f32()[r * P + p];
-  }
-  for (int64_t p = 0; p < P; p++) x.out[0].f32()[p] = float(sums[p] + (x.existing(0) ? x.out[0].f32()[p] : 0));
+  const float *rows = x.in[0].f32(), *weights = x.in[1].f32();
+  float* out = x.out[0].f32();
+  pool(x).run_blocks(P, kColumns, [&](int64_t begin, int64_t end) {
+    double sums[kColumns] = {};
+    for (int64_t r = 0; r < R; r++) {
+      const double w = weights ? weights[r] : 1;
+      if (w == 0) continue;
+      for (int64_t p = begin; p < end; p++) sums[p - begin] += w * rows[r * P + p];
+    }
+    for (int64_t p = begin; p < end; p++) out[p] = float(sums[p - begin] + (x.existing(0) ? out[p] : 0));
+  });
 }
 
 }  // namespace tc::cpu

@@ -36,6 +36,17 @@ typedef uint16_t Half __attribute__((vector_size(2 * TC_LANES)));
   return choose(x < bound, bound, x);
 #endif
 }
+// sqrt(x) for x >= 0, to 1 ulp
+[[maybe_unused]] inline Vec root(Vec x) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Vec(_mm512_sqrt_ps(__m512(x)));
+#elif TC_LANES == 8 && defined(__AVX2__)
+  return Vec(_mm256_sqrt_ps(__m256(x)));
+#else
+  for (int k = 0; k < TC_LANES; k++) x[k] = __builtin_sqrtf(x[k]);
+  return x;
+#endif
+}
 [[maybe_unused]] inline float total(Vec x) {  // halves added, then their halves: a fixed tree
 #if TC_LANES == 16 && defined(__AVX512F__)
   return _mm512_reduce_add_ps(__m512(x));
@@ -140,9 +151,8 @@ struct Stretch {
   __mmask16 mask() const { return __mmask16((1u << n) - 1); }
 #endif
   static Half round(Vec v) {  // to bf16: nearest even; NaN stays NaN
-    const Bits u = Bits(v), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40,
-               nan = Bits(v != v);
-    return narrow((nan & quiet) | (~nan & rounded));
+    const Bits u = Bits(v), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
+    return narrow(v != v ? quiet : rounded);
   }
 };
 

@@ -144,18 +144,6 @@ inline void turn(Vec u, Vec* cosine, Vec* sine) {
   *sine = Vec(Int(choose(odd, c, s)) ^ ((q & 2) << 30));
 }
 
-// sqrt(x) for x >= 0, to 1 ulp
-inline Vec root(Vec x) {
-#if TC_LANES == 16
-  return Vec(_mm512_sqrt_ps(__m512(x)));
-#elif TC_LANES == 8
-  return Vec(_mm256_sqrt_ps(__m256(x)));
-#else
-  for (int k = 0; k < TC_LANES; k++) x[k] = __builtin_sqrtf(x[k]);
-  return x;
-#endif
-}
-
 void normal(float* y, const uint32_t* words, int64_t n, float mean, float std) {
   for (int64_t k = 0; k < n; k += 2 * TC_LANES) {
     const Bits a = Stretch<true>{k, TC_LANES}.load(words), b = Stretch<true>{k + TC_LANES, TC_LANES}.load(words);

@@ -41,8 +41,8 @@ export function fill(x: Tensor, value: number): Tensor {
 /**
  * Column sums, weighted by row: out[p] = sum over r of weights[r] · x[r,p].
  *
- * @param x f32 [R,P], P <= 64
- * @param weights f32 [R]; absent: ones
+ * @param x f32 [R,P]
+ * @param weights f32 [R]; absent: ones; a row of weight 0 is not looked at
  * @param into f32 [P] to add to
  * @returns f32 [P]; no autograd
  */
