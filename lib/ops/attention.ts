@@ -52,7 +52,12 @@ export function attention(q: Tensor, second: Tensor | AttentionOptions, third?: 
  * @param past i32 [1]: positions filled before these tokens
  * @returns [B,Tq,C]
  */
-export function attentionCached(qkv: Tensor, kv: Tensor, past: Tensor, options: { heads: number; until?: Tensor | null }): Tensor {
+export function attentionCached(
+  qkv: Tensor,
+  kv: Tensor,
+  past: Tensor,
+  options: { heads: number; until?: Tensor | null },
+): Tensor {
   const [out, lse] = run('attention_forward', [qkv, kv, options.until, past], [NEW, NEW], [options.heads, 0, 0, 0])
   lse!.free()
   return out!
