@@ -116,6 +116,11 @@ function untilOf(c: Case, random: Random): Int32Array | null {
   return until
 }
 
+/** The size of the terms that cancel in a gradient: dP - delta is a difference of sums over D; in bf16 the rest weighs more. */
+function termsOf(D: number, precision: Precision, want: Float64Array): number {
+  return Math.max(precision === 'f32' ? Math.sqrt(D) : 1, ...want.map(Math.abs))
+}
+
 /** A case on the device. */
 class Run {
   readonly shape: AttentionShape
@@ -189,7 +194,7 @@ class Run {
         dtype: precision,
         low: low[what],
         shape: [shape.B, what === 'dQ' ? shape.Tq : shape.Tk, C],
-        scale: Math.max(1, ...want[what].map(Math.abs)), // the terms that cancel are of the order of 1
+        scale: termsOf(shape.D, precision, want[what]),
       })
     assert.equal(this.fused, dKv === null)
   }
@@ -516,7 +521,7 @@ forEachDevice(
           name: `${name} ${what}`,
           dtype: precision,
           low: lowGradients[what].map(store),
-          scale: Math.max(1, ...want[what].map(Math.abs)),
+          scale: termsOf(D, precision, want[what]),
         })
     }
   },

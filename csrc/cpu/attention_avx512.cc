@@ -1,0 +1,10 @@
+// Attention in 16 lanes: 14x32 register tiles.
+#define TC_LANES 16
+#define TC_ROWS 14
+#define TC_FORWARD_KEYS 112
+#define TC_BACKWARD_KEYS 56
+#include "attention_body.h"
+
+namespace tc::cpu {
+const AttentionKernels attention_avx512[2] = {TC_ATTENTION(Singles, float), TC_ATTENTION(Singles, uint16_t)};
+}
