@@ -53,6 +53,14 @@ Sight sight_of(Ends ends, int64_t key, int64_t count, int64_t first, int64_t las
   return key + count - 1 <= first && ends.low > last ? kFully : kPartly;
 }
 
+// The lanes of a stripe from position `first` on that see any of the keys, in whole vectors.
+struct Lanes {
+  int64_t begin, end;
+};
+Lanes lanes_of(Ends ends, int64_t key, int64_t first) {
+  return {key >= first + kLanes ? kLanes : 0, ends.high <= first + kLanes ? kLanes : kWide};
+}
+
 // Keys that a query up to `last` may see: beyond them nothing is read, a cache need not be filled.
 int64_t keys_before(const AttentionHead& h, int64_t last) { return max64(0, min64(h.Tk, h.past + last + 1)); }
 
@@ -94,6 +102,29 @@ void draw(float* keep, const AttentionDropout& d, int64_t key, int64_t count, in
     }
   }
 }
+
+// Rows that will be read (or written) next, fetched into the cache a few at a time between products: they are too far
+// apart for the processor to guess, and all at once it would wait for them.
+struct Ahead {
+  const char* rows[4];
+  int64_t strides[4];  // bytes
+  int64_t streams = 0, bytes, left, chunk;
+
+  // Each of `count` rows with one call of fetch() for each of `calls`.
+  Ahead(int64_t row_bytes, int64_t count, int64_t calls)
+      : bytes(row_bytes), left(count), chunk(divide_up(count, max64(calls, 1))) {}
+  void add(const void* first, int64_t stride) {
+    rows[streams] = (const char*)first;
+    strides[streams++] = stride;
+  }
+  void fetch() {
+    for (int64_t n = min64(chunk, left); n > 0; n--, left--)
+      for (int64_t k = 0; k < streams; k++) {
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(rows[k] + b);
+        rows[k] += strides[k];
+      }
+  }
+};
 
 template <class T>
 void store_row(T* out, const float* row, float scale, int64_t D) {

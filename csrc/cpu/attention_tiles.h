@@ -3,7 +3,7 @@
 // Included by the ISA files only; everything is local to them. They define TC_ROWS, the rows of a register tile.
 #pragma once
 #include "attention_kernels.h"
-#include "vmath_lanes.h"
+#include "lanes.h"
 
 namespace tc::cpu {
 
@@ -24,6 +24,22 @@ inline Vec load(const void* p) {
   return v;
 }
 inline void store(void* p, Vec v) { memcpy(p, &v, sizeof v); }
+
+// 2^x for x up to 1, error below 1.5 ulp; 0 from -126.5 down, -inf included. NaN stays NaN.
+//   2^n · p(x - n), n = round(x), p: minimax polynomial of degree 6 on [-0.5, 0.5]
+inline Vec exp2_of(Vec x) {
+  x = at_least(Vec{} - 127, x);
+  const Vec shifted = x + 12582912.f;  // 1.5·2^23: the sum's low bits are the rounded integer
+  const Vec r = x - (shifted - 12582912.f);
+  Vec p = 1.5353362e-4f * r + 1.33988739e-3f;
+  p = p * r + 9.61843692e-3f;
+  p = p * r + 5.55033237e-2f;
+  p = p * r + 2.40226477e-1f;
+  p = p * r + 6.93147182e-1f;
+  p = p * r + 1;
+  return p * Vec((Int(shifted) << 23) + (127 << 23));  // 2^-127 is 0 here
+}
+constexpr float kLog2E = 1.44269504088896341f;
 
 // Steps of one f32: bf16 sources are widened when they are packed.
 struct Singles {
@@ -80,7 +96,7 @@ void multiply_rows(int64_t steps, const typename A::Step* a, int64_t a_step, con
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; j++) sum[i][j] = add ? load(c + i * ldc + kLanes * j) : Vec{};
+    for (int j = 0; j < vectors; j++) sum[i][j] = Vec{};
   for (int64_t s = 0; s < steps; s++, a += a_step, b += b_step) {
     Vec column[vectors];
 #pragma GCC unroll 2
@@ -90,10 +106,16 @@ void multiply_rows(int64_t steps, const typename A::Step* a, int64_t a_step, con
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) sum[i][j] = A::multiply_add(sum[i][j], a[i * row_stride], column[j]);
   }
+  if (add)
 #pragma GCC unroll 16
-  for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < vectors; j++) store(c + i * ldc + kLanes * j, sum[i][j]);
+      for (int j = 0; j < vectors; j++) store(c + i * ldc + kLanes * j, load(c + i * ldc + kLanes * j) + sum[i][j]);
+  else
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; j++) store(c + i * ldc + kLanes * j, sum[i][j]);
 }
 
 template <class A, int vectors, int row_stride>
@@ -188,11 +210,19 @@ void pack_lines(typename A::Step* out, int64_t per_panel, int64_t width, const T
     for (int64_t line = 0; line < per_panel; line += kLanes)
       for (int64_t s = 0; s < steps; s += kLanes) {
         Vec r[kLanes];
+        const T* row = from + (first + line) * stride;
         const int64_t count = min64(min64(kLanes, per_panel - line), lines - first - line);
-        for (int64_t i = 0; i < kLanes; i++)
-          r[i] = i < count ? load_steps<A>(from + (first + line + i) * stride, D, s) : Vec{};
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; i++, row += stride) {
+          r[i] = i < count ? load_steps<A>(row, D, s) : Vec{};
+        }
         transpose(r);
-        for (int64_t i = 0; i < min64(kLanes, steps - s); i++) store(out + (s + i) * width + line, r[i]);
+        typename A::Step* to = out + s * width + line;
+        if (steps - s >= kLanes)
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < kLanes; i++) store(to + i * width, r[i]);
+        else
+          for (int64_t i = 0; i < steps - s; i++) store(to + i * width, r[i]);
       }
 }
 
