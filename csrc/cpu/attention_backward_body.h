@@ -148,6 +148,8 @@ void backward_tile(const AttentionHead& h, int64_t key, int64_t count, const End
       multiply<A, 1>(rows, lanes.end - lanes.begin, steps, w.v_lines + line, kPanel,
                      w.d_lines + q * steps + lanes.begin, kWide, w.d_p + lanes.begin, kWide, false);
       if (sight == kPartly) hide(w.scores, h, key + t * kRows, rows, first);
+      for (int64_t r = 0; r < rows && lanes.end - lanes.begin < kWide; r++)  // p is 0 there; 0 · NaN would not be
+        store(w.d_p + r * kWide + (lanes.begin ? 0 : kLanes), Vec{});
       if (h.dropout.rate > 0)
         differentiate<A, true>(w, t, rows, s, q, h.scale * kLog2E);
       else

@@ -49,7 +49,7 @@ Ends ends_of(const AttentionHead& h, int64_t key, int64_t count) {
 }
 // Of keys key .. key + count - 1 to the queries at positions first .. last.
 Sight sight_of(Ends ends, int64_t key, int64_t count, int64_t first, int64_t last) {
-  if (key > last || ends.high <= first) return kHidden;
+  if (key > last || ends.high <= max64(first, key)) return kHidden;
   return key + count - 1 <= first && ends.low > last ? kFully : kPartly;
 }
 
