@@ -72,7 +72,7 @@ function randomTree(random: Random, T: number): Tree {
   return { until, threads }
 }
 
-type Mask = 'none' | 'documents' | 'tree' | 'ragged'
+type Mask = 'none' | 'documents' | 'tree' | 'ragged' | 'everyEnd'
 
 interface Case extends Omit<AttentionShape, 'until' | 'keep' | 'storeOut'> {
   mask?: Mask
@@ -88,6 +88,8 @@ const CASES: readonly Case[] = [
   { B: 1, H: 2, D: 24, Tq: 37, Tk: 50, past: 9, mask: 'ragged' },
   { B: 1, H: 1, D: 40, Tq: 203, Tk: 203, mask: 'documents' },
   { B: 1, H: 3, D: 64, Tq: 1, Tk: 100, past: 57 },
+  { B: 69, H: 1, D: 8, Tq: 70, Tk: 70, mask: 'everyEnd' },
+  { B: 9, H: 1, D: 8, Tq: 1, Tk: 10, mask: 'everyEnd' },
   { B: 1, H: 1, D: 8, Tq: 1, Tk: 1 },
   { B: 3, H: 2, D: 32, Tq: 5, Tk: 70, mask: 'ragged' },
   { B: 1, H: 1, D: 96, Tq: 65, Tk: 65, apart: true },
@@ -106,6 +108,7 @@ function untilOf(c: Case, random: Random): Int32Array | null {
   const until = new Int32Array(B * Tk)
   for (let b = 0; b < B; b++) {
     if (mask === 'tree') until.set(randomTree(random, Tk).until, b * Tk)
+    if (mask === 'everyEnd') until.set(documentEnds([b + 1, Tk - b - 1]), b * Tk)
     if (mask === 'ragged') until.set(random.integers(Tk, Tk + 20), b * Tk) // keys that not even their own query sees
     if (mask === 'documents') {
       const lengths: number[] = []
@@ -203,7 +206,7 @@ class Run {
 forEachDevice(
   'attention forward against float64',
   async (_, precision) => {
-    for (const [k, c] of someOf(CASES, 6).entries())
+    for (const [k, c] of someOf(CASES, 8).entries())
       await (await Run.make(c, new Random(k), precision)).checkForward(precision)
   },
   { ops: FORWARD },
@@ -212,7 +215,7 @@ forEachDevice(
 forEachDevice(
   'attention backward against float64',
   async (_, precision) => {
-    for (const [k, c] of someOf(CASES, 6).entries())
+    for (const [k, c] of someOf(CASES, 8).entries())
       await (await Run.make(c, new Random(k), precision)).checkBackward(precision)
   },
   { ops: BOTH },
