@@ -1,9 +1,10 @@
 // Node-API: about a dozen functions, none of them an op. The only file that knows JavaScript exists.
 //
-// A worker may be terminated while jobs are under way. From then on every call that would run JavaScript fails, throwing included, so
-// an exception that node-addon-api raises for a failed call would leave a C callback and abort the process. Hence: plain Node-API
-// calls, whose failures only make the function return; and the streams are stopped in a cleanup hook that was registered after the
-// thread-safe function was made, so that it runs before that function goes away.
+// A worker may be terminated while jobs are under way. From then on every call that would run JavaScript fails,
+// throwing included, so an exception that node-addon-api raises for a failed call would leave a C callback and abort
+// the process. Hence: plain Node-API calls, whose failures only make the function return; and the streams are stopped
+// in a cleanup hook that was registered after the thread-safe function was made, so that it runs before that function
+// goes away.
 #include <napi.h>
 
 #include <cstring>
@@ -84,7 +85,8 @@ napi_value guarded(napi_env env, napi_callback_info info) {
 int32_t to_int(napi_env env, napi_value value, const char* what) {
   int32_t x = 0;
   double exact = 0;
-  if (!value || napi_get_value_double(env, value, &exact) != napi_ok || napi_get_value_int32(env, value, &x) != napi_ok || double(x) != exact)
+  if (!value || napi_get_value_double(env, value, &exact) != napi_ok ||
+      napi_get_value_int32(env, value, &x) != napi_ok || double(x) != exact)
     throw Error("ERR_ARGUMENT", std::string(what) + " must be a 32-bit integer");
   return x;
 }
@@ -107,7 +109,9 @@ napi_value text(napi_env env, const std::string& s) {
   napi_create_string_utf8(env, s.c_str(), s.size(), &value);
   return value;
 }
-void set(napi_env env, napi_value object, const char* key, napi_value value) { napi_set_named_property(env, object, key, value); }
+void set(napi_env env, napi_value object, const char* key, napi_value value) {
+  napi_set_named_property(env, object, key, value);
+}
 
 // ---- devices
 
@@ -172,7 +176,8 @@ napi_value create(napi_env env, Context& c, napi_value*, size_t) {
 napi_value view(napi_env env, Context& c, napi_value* a, size_t) {
   const int32_t* w = c.block;  // id, rank, dims; the offset is an argument, since it may pass 2^31
   int64_t offset = -1;
-  if (napi_get_value_int64(env, a[0], &offset) != napi_ok) throw Error("ERR_ARGUMENT", "[view] offset must be a number");
+  if (napi_get_value_int64(env, a[0], &offset) != napi_ok)
+    throw Error("ERR_ARGUMENT", "[view] offset must be a number");
   return number(env, c.runtime->view(w[0], offset, w[1], w + 2));
 }
 
@@ -197,10 +202,12 @@ std::pair<const char*, size_t> bytes_of(napi_env env, napi_value value) {
 
 napi_value write(napi_env env, Context& c, napi_value* a, size_t) {
   const TensorEntry entry = c.runtime->tensor(to_int(env, a[0], "a tensor's id"));
-  if (c.runtime->capturing()) throw Error("ERR_CAPTURE", "[write] a captured step can't write from the host; help: write before the step");
+  if (c.runtime->capturing())
+    throw Error("ERR_CAPTURE", "[write] a captured step can't write from the host; help: write before the step");
   const auto [data, size] = bytes_of(env, a[1]);
   if (size != entry.view.bytes())
-    throw Error("ERR_SHAPE", "[write] " + describe(entry.view) + " takes " + std::to_string(entry.view.bytes()) + " bytes; got " + std::to_string(size));
+    throw Error("ERR_SHAPE", "[write] " + describe(entry.view) + " takes " + std::to_string(entry.view.bytes()) +
+                                 " bytes; got " + std::to_string(size));
   OpenDevice& open = c.runtime->device(entry.device);
   auto staged = std::make_shared<std::vector<char>>(data, data + size);
   Device* device = open.device.get();
@@ -247,7 +254,8 @@ void settle_reads(napi_env env, napi_value, void* data, void*) {
     napi_handle_scope scope;
     if (napi_open_handle_scope(env, &scope) != napi_ok) continue;
     if (read->failure) {
-      napi_reject_deferred(env, read->deferred, make_error(env, c, read->failure->code.c_str(), read->failure->message));
+      napi_reject_deferred(env, read->deferred,
+                           make_error(env, c, read->failure->code.c_str(), read->failure->message));
     } else {
       void* target = nullptr;
       napi_value buffer = nullptr;
@@ -262,7 +270,9 @@ void settle_reads(napi_env env, napi_value, void* data, void*) {
 }
 
 void no_capture(Context& c, const char* what) {
-  if (c.runtime->capturing()) throw Error("ERR_CAPTURE", std::string("[") + what + "] a captured step can't wait for the device; help: read after the step");
+  if (c.runtime->capturing())
+    throw Error("ERR_CAPTURE",
+                std::string("[") + what + "] a captured step can't wait for the device; help: read after the step");
 }
 
 // Resolves after all that was queued on the device; with an id, with that tensor's bytes.
@@ -355,7 +365,8 @@ napi_value bind(napi_env env, Context& c, napi_value* a, size_t count) {
   napi_value buffer = nullptr;
   if (c.block_ref && napi_get_reference_value(env, c.block_ref, &buffer) == napi_ok && buffer) return buffer;
   void* data = nullptr;
-  if (napi_create_arraybuffer(env, kBlockWords * 4, &data, &buffer) != napi_ok) throw Error("ERR_MEMORY", "no memory for the shared block");
+  if (napi_create_arraybuffer(env, kBlockWords * 4, &data, &buffer) != napi_ok)
+    throw Error("ERR_MEMORY", "no memory for the shared block");
   c.block = static_cast<int32_t*>(data);
   napi_create_reference(env, buffer, 1, &c.block_ref);
   return buffer;
@@ -388,11 +399,15 @@ napi_value init(napi_env env, napi_value exports) {
   auto* context = new Context;
   const char* check = std::getenv("TRAIN_CORE_CHECK");
   context->runtime = std::make_unique<Runtime>(check && *check && std::strcmp(check, "0") != 0);
-  napi_set_instance_data(env, context, [](napi_env, void* data, void*) { delete static_cast<Context*>(data); }, nullptr);
+  napi_set_instance_data(
+      env, context, [](napi_env, void* data, void*) { delete static_cast<Context*>(data); }, nullptr);
   napi_value name = text(env, "train-core stream");
-  napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, context, [](napi_env e, napi_value f, void* c, void* d) { settle_reads(e, f, c, d); }, &context->settle);
+  napi_create_threadsafe_function(
+      env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, context,
+      [](napi_env e, napi_value f, void* c, void* d) { settle_reads(e, f, c, d); }, &context->settle);
   napi_unref_threadsafe_function(env, context->settle);
-  napi_add_env_cleanup_hook(env, [](void* data) { static_cast<Context*>(data)->runtime.reset(); }, context);
+  napi_add_env_cleanup_hook(
+      env, [](void* data) { static_cast<Context*>(data)->runtime.reset(); }, context);
 
   set(env, exports, "version", text(env, TC_VERSION));
   set(env, exports, "ops", op_table(env));

@@ -62,11 +62,12 @@ Storage* Arena::allocate(size_t bytes) {
     if (!block) {
       std::string three;
       for (size_t size : largest(3)) three += (three.empty() ? "" : ", ") + mebibytes(size);
-      throw Error("ERR_MEMORY", std::string(device_.name()) + ": out of memory: need " + mebibytes(bytes) + ", have " +
-                                    mebibytes(limit_ > live_ ? limit_ - live_ : 0) + " of " + mebibytes(limit_) + " (in use " +
-                                    mebibytes(live_) + ", peak " + mebibytes(peak_) + "; largest: " +
-                                    (three.empty() ? "none" : three) +
-                                    "); help: use a smaller batch size, sequence length or model, or raise TRAIN_CORE_MEMORY_LIMIT");
+      throw Error("ERR_MEMORY",
+                  std::string(device_.name()) + ": out of memory: need " + mebibytes(bytes) + ", have " +
+                      mebibytes(limit_ > live_ ? limit_ - live_ : 0) + " of " + mebibytes(limit_) + " (in use " +
+                      mebibytes(live_) + ", peak " + mebibytes(peak_) +
+                      "; largest: " + (three.empty() ? "none" : three) +
+                      "); help: use a smaller batch size, sequence length or model, or raise TRAIN_CORE_MEMORY_LIMIT");
     }
     reserved_ += capacity;
   }

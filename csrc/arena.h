@@ -1,5 +1,6 @@
-// Device memory in stream order. Blocks are handed out and taken back on the JS thread, in the order in which ops are queued; since
-// one stream runs them in that order, a freed block may be given to the next op at once, while the old owner's op still waits its turn.
+// Device memory in stream order. Blocks are handed out and taken back on the JS thread, in the order in which ops are
+// queued; since one stream runs them in that order, a freed block may be given to the next op at once, while the old
+// owner's op still waits its turn.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,14 +31,15 @@ class Arena {
 
   Storage* allocate(size_t bytes);  // refs = 1; throws Error ERR_MEMORY
   void retain(Storage* s) { s->refs++; }
-  void release(Storage* s);         // frees at refs 0
+  void release(Storage* s);  // frees at refs 0
 
-  // While a pool is set, blocks come from it, and go back to it, so that a replay finds every address as it was recorded.
+  // While a pool is set, blocks come from it, and go back to it, so that a replay finds every address as it was
+  // recorded.
   Pool* begin_pool();
   void end_pool(Pool* pool);      // no more allocations from it; its memory stays held
   void destroy_pool(Pool* pool);  // its memory becomes everybody's
 
-  size_t live() const { return live_; }          // bytes of live tensors, and of recordings
+  size_t live() const { return live_; }  // bytes of live tensors, and of recordings
   size_t peak() const { return peak_; }
   size_t reserved() const { return reserved_; }  // bytes taken from the device, the cached free blocks included
   size_t limit() const { return limit_; }
@@ -55,7 +57,7 @@ class Arena {
   Device& device_;
   size_t limit_, live_ = 0, peak_ = 0, reserved_ = 0, largest_ever_ = 0;
   std::unordered_map<size_t, std::vector<void*>> free_;
-  std::vector<Storage*> storages_;         // all live ones
+  std::vector<Storage*> storages_;  // all live ones
   std::unordered_map<Storage*, size_t> index_;
   std::vector<Pool*> pools_;
   Pool* current_ = nullptr;

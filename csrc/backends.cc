@@ -36,6 +36,8 @@ std::vector<BackendStatus> backend_statuses() {
   };
 }
 
-bool backend_has(const std::string& backend, Op op) { return backend == "cpu" && cpu::backend.kernels[int(op)] != nullptr; }
+bool backend_has(const std::string& backend, Op op) {
+  return backend == "cpu" && cpu::backend.kernels[int(op)] != nullptr;
+}
 
 }  // namespace tc

@@ -7,7 +7,8 @@
 
 namespace tc {
 
-// name: "cpu", "cuda", "cuda:1", "metal"; index: the number after the colon. Throws Error ERR_DEVICE / ERR_ARGUMENT with the reason.
+// name: "cpu", "cuda", "cuda:1", "metal"; index: the number after the colon. Throws Error ERR_DEVICE / ERR_ARGUMENT
+// with the reason.
 const Backend& find_backend(const std::string& name, int& index);
 
 struct BackendStatus {

@@ -11,11 +11,11 @@ namespace tc {
 class Device {
  public:
   virtual ~Device() = default;
-  virtual const char* name() const = 0;             // "cpu", "cuda:0", "metal"
-  virtual std::string describe() const = 0;         // one line for `train-core env`
-  virtual int threads() const { return 1; }         // of the host, that its kernels use
-  virtual size_t memory_limit() const = 0;          // bytes that the arena may hold
-  virtual void* allocate(size_t bytes) = 0;         // 64-byte aligned; nullptr: out of memory. Called on the JS thread
+  virtual const char* name() const = 0;      // "cpu", "cuda:0", "metal"
+  virtual std::string describe() const = 0;  // one line for `train-core env`
+  virtual int threads() const { return 1; }  // of the host, that its kernels use
+  virtual size_t memory_limit() const = 0;   // bytes that the arena may hold
+  virtual void* allocate(size_t bytes) = 0;  // 64-byte aligned; nullptr: out of memory. Called on the JS thread
   virtual void release(void* data, size_t bytes) = 0;
   // Called on the stream's thread, in order with the kernels.
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
@@ -25,9 +25,9 @@ class Device {
 };
 
 struct Backend {
-  const char* name;                    // "cpu"
-  const Kernel* kernels;               // [kOpCount]; nullptr: this backend lacks the op (ERR_UNSUPPORTED)
-  const WorkspaceSize* workspaces;     // [kOpCount]; nullptr: none needed
+  const char* name;                 // "cpu"
+  const Kernel* kernels;            // [kOpCount]; nullptr: this backend lacks the op (ERR_UNSUPPORTED)
+  const WorkspaceSize* workspaces;  // [kOpCount]; nullptr: none needed
   std::unique_ptr<Device> (*open)(int index, int threads);  // throws Error ERR_DEVICE with the reason when it can't
 };
 

@@ -27,7 +27,9 @@ struct View {
   int64_t rows() const { return last() ? size() / last() : 0; }
   size_t bytes() const { return size_t(size()) * dtype_size(dtype); }
   template <class T>
-  T* as() const { return static_cast<T*>(data); }
+  T* as() const {
+    return static_cast<T*>(data);
+  }
   float* f32() const { return as<float>(); }
   int32_t* i32() const { return as<int32_t>(); }
 };
@@ -78,9 +80,9 @@ struct Args {
 
   float f(int k) const { return scalar[k].f; }
   int32_t i(int k) const { return scalar[k].i; }
-  bool has(int k) const { return in[k].rank > 0; }       // input k was given
-  bool wants(int k) const { return want[k] >= 0; }       // output k is to be written
-  bool existing(int k) const { return want[k] > 0; }     // output k was given: add to it if its kind is '+'
+  bool has(int k) const { return in[k].rank > 0; }    // input k was given
+  bool wants(int k) const { return want[k] >= 0; }    // output k is to be written
+  bool existing(int k) const { return want[k] > 0; }  // output k was given: add to it if its kind is '+'
 
   // For shape rules. output() states dtype and dims of output k: sizes a fresh one, checks an existing one.
   void output(int k, DType dtype, std::initializer_list<int64_t> dims);

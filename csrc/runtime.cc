@@ -7,16 +7,19 @@
 namespace tc {
 
 namespace {
-// id = generation (11 bits) above slot (20 bits). Slots are reused first in, first out and late, so that a stale id is noticed.
+// id = generation (11 bits) above slot (20 bits). Slots are reused first in, first out and late, so that a stale id is
+// noticed.
 constexpr int32_t kSlotBits = 20, kSlotMask = (1 << kSlotBits) - 1, kGenerationMask = (1 << 11) - 1;
 constexpr size_t kMinFreeSlots = 4096;
 
 void check_dims(int32_t rank, const int32_t* dims) {
   if (rank < 0 || rank > kMaxRank)
-    throw Error("ERR_SHAPE", "a tensor has 0 to " + std::to_string(kMaxRank) + " dimensions; got " + std::to_string(rank));
+    throw Error("ERR_SHAPE",
+                "a tensor has 0 to " + std::to_string(kMaxRank) + " dimensions; got " + std::to_string(rank));
   double size = 1;
   for (int k = 0; k < rank; k++) {
-    if (dims[k] < 0) throw Error("ERR_SHAPE", "a dimension must be >= 0 and below 2^31; got " + std::to_string(dims[k]));
+    if (dims[k] < 0)
+      throw Error("ERR_SHAPE", "a dimension must be >= 0 and below 2^31; got " + std::to_string(dims[k]));
     size *= dims[k];
   }
   if (size > 9e15) throw Error("ERR_SHAPE", "a tensor must have fewer than 2^53 elements");
@@ -43,7 +46,8 @@ int32_t Runtime::open_device(const std::string& name, int threads) {
   if (auto found = by_name_.find(name); found != by_name_.end()) {
     if (threads > 0 && threads != devices_[found->second]->device->threads())
       throw Error("ERR_ARGUMENT", name + " is open with " + std::to_string(devices_[found->second]->device->threads()) +
-                                      " threads; got " + std::to_string(threads) + "; help: set the threads before the first tensor");
+                                      " threads; got " + std::to_string(threads) +
+                                      "; help: set the threads before the first tensor");
     return found->second;
   }
   int index = 0;
@@ -58,14 +62,16 @@ int32_t Runtime::open_device(const std::string& name, int threads) {
 }
 
 OpenDevice& Runtime::device(int32_t index) {
-  if (index < 0 || size_t(index) >= devices_.size()) throw Error("ERR_ARGUMENT", "no open device has the index " + std::to_string(index));
+  if (index < 0 || size_t(index) >= devices_.size())
+    throw Error("ERR_ARGUMENT", "no open device has the index " + std::to_string(index));
   return *devices_[index];
 }
 
 int32_t Runtime::add(Storage* storage, const View& view, int32_t device) {
   int32_t slot;
   if (free_slots_.size() > kMinFreeSlots || tensors_.size() > size_t(kSlotMask)) {
-    if (free_slots_.empty()) throw Error("ERR_MEMORY", "more than a million live tensors; help: free them, or work inside scope()");
+    if (free_slots_.empty())
+      throw Error("ERR_MEMORY", "more than a million live tensors; help: free them, or work inside scope()");
     slot = free_slots_.front();
     free_slots_.pop_front();
   } else {
@@ -82,8 +88,10 @@ int32_t Runtime::add(Storage* storage, const View& view, int32_t device) {
 
 int32_t Runtime::create(int32_t index, DType dtype, int32_t rank, const int32_t* dims) {
   check_dims(rank, dims);
-  if (dtype < DType::f32 || dtype >= DType::count) throw Error("ERR_DTYPE", "unknown dtype " + std::to_string(int(dtype)));
-  if (verifying_) throw Error("ERR_CAPTURE", "a tensor was made from outside inside a captured step; help: make it before capture()");
+  if (dtype < DType::f32 || dtype >= DType::count)
+    throw Error("ERR_DTYPE", "unknown dtype " + std::to_string(int(dtype)));
+  if (verifying_)
+    throw Error("ERR_CAPTURE", "a tensor was made from outside inside a captured step; help: make it before capture()");
   View v = make_view(nullptr, dtype, rank, dims);
   Storage* storage = device(index).arena->allocate(v.bytes());
   v.data = storage->data;
@@ -95,7 +103,8 @@ int32_t Runtime::view(int32_t id, int64_t offset, int32_t rank, const int32_t* d
   const TensorEntry entry = tensor(id);
   View v = make_view(nullptr, entry.view.dtype, rank, dims);
   if (offset < 0 || offset + v.size() > entry.view.size())
-    throw Error("ERR_SHAPE", "[view] offset " + std::to_string(offset) + " and " + describe(v) + " must lie within " + describe(entry.view));
+    throw Error("ERR_SHAPE", "[view] offset " + std::to_string(offset) + " and " + describe(v) + " must lie within " +
+                                 describe(entry.view));
   v.data = static_cast<char*>(entry.view.data) + size_t(offset) * dtype_size(v.dtype);
   device(entry.device).arena->retain(entry.storage);
   const int32_t made = add(entry.storage, v, entry.device);
@@ -105,10 +114,12 @@ int32_t Runtime::view(int32_t id, int64_t offset, int32_t rank, const int32_t* d
 
 const TensorEntry& Runtime::tensor(int32_t id) const {
   const int32_t slot = id & kSlotMask, generation = id >> kSlotBits;
-  if (id <= 0 || size_t(slot) >= tensors_.size()) throw Error("ERR_ARGUMENT", "no tensor has the id " + std::to_string(id));
+  if (id <= 0 || size_t(slot) >= tensors_.size())
+    throw Error("ERR_ARGUMENT", "no tensor has the id " + std::to_string(id));
   const TensorEntry& entry = tensors_[slot];
   if (!entry.storage || entry.generation != generation)
-    throw Error("ERR_FREED", "the tensor was freed (by free(), or at the end of the scope() that made it); help: keep() it");
+    throw Error("ERR_FREED",
+                "the tensor was freed (by free(), or at the end of the scope() that made it); help: keep() it");
   return entry;
 }
 
@@ -137,14 +148,16 @@ int32_t Runtime::resolve(const Packet& packet, Args& args, Storage** storages) {
     }
     if (device >= 0 && device != entry->device)
       throw Error("ERR_DEVICE", std::string("[") + info.name + "] all tensors must be on one device; got " +
-                                    devices_[device]->device->name() + " and " + devices_[entry->device]->device->name());
+                                    devices_[device]->device->name() + " and " +
+                                    devices_[entry->device]->device->name());
     device = entry->device;
     view = entry->view;
     storage = entry->storage;
   };
   for (int k = 0; k < kMaxInputs; k++) {
     if (packet.in[k] == 0) {
-      if (k < info.input_count && !info.input_optional[k]) args.require(false, "input " + std::to_string(k) + " must be given; got none");
+      if (k < info.input_count && !info.input_optional[k])
+        args.require(false, "input " + std::to_string(k) + " must be given; got none");
       continue;
     }
     if (k >= info.input_count) args.require(false, "takes " + std::to_string(info.input_count) + " inputs; got more");
@@ -156,14 +169,16 @@ int32_t Runtime::resolve(const Packet& packet, Args& args, Storage** storages) {
     if (k >= info.output_count) continue;
     if (args.want[k] == 0 && info.output_kind[k] == '!')
       args.require(false, "output " + std::to_string(k) + " is written in place and must be given; got none");
-    if (args.want[k] < 0 && !info.output_optional[k]) args.require(false, "output " + std::to_string(k) + " can't be left out");
+    if (args.want[k] < 0 && !info.output_optional[k])
+      args.require(false, "output " + std::to_string(k) + " can't be left out");
   }
   if (device < 0) args.require(false, "at least one tensor must be given");
   return device;
 }
 
 // Gives fresh outputs and the workspace their memory.
-void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int32_t outputs[kMaxOutputs], Storage** storages) {
+void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int32_t outputs[kMaxOutputs],
+                           Storage** storages) {
   OpenDevice& open = *devices_[device];
   for (int k = 0; k < kMaxOutputs; k++) {
     outputs[k] = args.want[k] > 0 ? packet.out[k] : 0;
@@ -184,7 +199,8 @@ void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int
 }
 
 void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
-  if (packet.op < 0 || packet.op >= kOpCount) throw Error("ERR_ARGUMENT", "no op has the number " + std::to_string(packet.op));
+  if (packet.op < 0 || packet.op >= kOpCount)
+    throw Error("ERR_ARGUMENT", "no op has the number " + std::to_string(packet.op));
   if (verifying_) return verify(packet, outputs);
   Launch launch;
   Args& args = launch.args;
@@ -196,7 +212,8 @@ void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
   args.device = open.device.get();
   if (recording_ && device != recording_->device) throw Error("ERR_CAPTURE", "a captured step must stay on one device");
   launch.kernel = open.backend->kernels[packet.op];
-  if (!launch.kernel) fail(args, "ERR_UNSUPPORTED", std::string("the ") + open.backend->name + " backend has no kernel for it");
+  if (!launch.kernel)
+    fail(args, "ERR_UNSUPPORTED", std::string("the ") + open.backend->name + " backend has no kernel for it");
   shape_rule(args.op)(args);
   make_outputs(packet, args, device, outputs, storages);
   if (recording_) record(packet, outputs, storages);
@@ -204,7 +221,8 @@ void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
   open.stream->push_launch(launch);
   if (Storage* workspace = storages[kMaxInputs + kMaxOutputs]) open.arena->release(workspace);
   if (check_)
-    if (auto failure = open.stream->finish()) throw Error(failure->code == "ERR_DATA" ? "ERR_DATA" : "ERR_DEVICE", failure->message);
+    if (auto failure = open.stream->finish())
+      throw Error(failure->code == "ERR_DATA" ? "ERR_DATA" : "ERR_DEVICE", failure->message);
 }
 
 // ---- recordings
@@ -284,9 +302,10 @@ void Runtime::match(const Packet& packet, const char* name) {
     const bool more = r.next_packet < r.packets.size();
     const int32_t op = more ? r.packets[r.next_packet].op : 0;
     const char* wanted = !more ? "the end of the step" : op == Recording::kView ? "view" : op_info(Op(op)).name;
-    throw Error("ERR_CAPTURE", std::string("[") + name + "] call " + std::to_string(r.next_packet) +
-                                   " of the captured step differs from the first time (then: " + wanted +
-                                   "); help: pass what changes between steps as a tensor, never as a number or a new tensor");
+    throw Error("ERR_CAPTURE",
+                std::string("[") + name + "] call " + std::to_string(r.next_packet) +
+                    " of the captured step differs from the first time (then: " + wanted +
+                    "); help: pass what changes between steps as a tensor, never as a number or a new tensor");
   }
   r.next_packet++;
 }
@@ -311,7 +330,8 @@ void Runtime::end_verify() {
   verifying_->local.clear();
   verifying_ = nullptr;
   if (!whole)
-    throw Error("ERR_CAPTURE", "the captured step had " + std::to_string(wanted) + " ops the first time; got " + std::to_string(got));
+    throw Error("ERR_CAPTURE",
+                "the captured step had " + std::to_string(wanted) + " ops the first time; got " + std::to_string(got));
 }
 
 void Runtime::abandon() {

@@ -28,18 +28,18 @@ struct TensorEntry {
   int32_t generation = 0;
 };
 
-// A recorded step. Packets are kept with ids made relative: the k-th tensor or view made inside is kLocal - k, others keep
-// their id. A view is a packet too, of the op number kView, that launches nothing.
+// A recorded step. Packets are kept with ids made relative: the k-th tensor or view made inside is kLocal - k, others
+// keep their id. A view is a packet too, of the op number kView, that launches nothing.
 struct Recording {
   static constexpr int32_t kLocal = -1000, kView = kOpCount;
   int32_t device = 0;
   Pool* pool = nullptr;
   std::vector<Packet> packets;
   std::vector<Launch> launches;
-  std::vector<Storage*> retained;                    // everything the launches touch
-  std::vector<View> made;                            // outputs of the ops, in order
-  std::unordered_map<int32_t, int32_t> local;        // id -> kLocal - k, in the pass under way
-  size_t next_packet = 0, next_made = 0;             // where a verifying pass stands
+  std::vector<Storage*> retained;              // everything the launches touch
+  std::vector<View> made;                      // outputs of the ops, in order
+  std::unordered_map<int32_t, int32_t> local;  // id -> kLocal - k, in the pass under way
+  size_t next_packet = 0, next_made = 0;       // where a verifying pass stands
 
   void name(int32_t id) { local.emplace(id, kLocal - int32_t(local.size())); }
 };

@@ -121,7 +121,8 @@ void Stream::run(Job& job) {
   } catch (const Error& e) {
     if (!failure_) failure_ = std::make_unique<Failure>(Failure{e.code(), e.what()});
   } catch (const std::exception& e) {
-    if (!failure_) failure_ = std::make_unique<Failure>(Failure{"ERR_DEVICE", std::string(device_.name()) + ": " + e.what()});
+    if (!failure_)
+      failure_ = std::make_unique<Failure>(Failure{"ERR_DEVICE", std::string(device_.name()) + ": " + e.what()});
   }
   if (job.fence) job.fence(std::move(failure_));
 }
@@ -135,7 +136,8 @@ void Stream::run_launch(const Launch& launch) {
     if (!out.data) continue;
     const int64_t at = first_nan(device_, out);
     if (at >= 0)
-      fail(launch.args, "ERR_DATA", "output " + std::to_string(k) + " " + describe(out) + " is NaN at element " + std::to_string(at));
+      fail(launch.args, "ERR_DATA",
+           "output " + std::to_string(k) + " " + describe(out) + " is NaN at element " + std::to_string(at));
   }
 }
 

@@ -1,4 +1,5 @@
-// One in-order stream of jobs and the thread that runs them. The JS thread only queues; it waits when the queue is full, or in finish().
+// One in-order stream of jobs and the thread that runs them. The JS thread only queues; it waits when the queue is
+// full, or in finish().
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -24,10 +25,12 @@ struct Launch {
 };
 
 struct Job {
-  Launch launch;                                   // runs when its kernel is set
-  const std::vector<Launch>* replay = nullptr;     // runs when set; the recording outlives the job (its owner waits for the stream)
-  std::function<void()> task;                      // anything else, e.g. an upload; runs when set
-  std::function<void(std::unique_ptr<Failure>)> fence;  // called after all before it, with the failure that sticks, which it clears
+  Launch launch;  // runs when its kernel is set
+  const std::vector<Launch>* replay =
+      nullptr;                 // runs when set; the recording outlives the job (its owner waits for the stream)
+  std::function<void()> task;  // anything else, e.g. an upload; runs when set
+  std::function<void(std::unique_ptr<Failure>)>
+      fence;  // called after all before it, with the failure that sticks, which it clears
 };
 
 class Stream {

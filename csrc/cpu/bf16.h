@@ -20,7 +20,8 @@ inline void from_float(float& out, float x) { out = x; }
 inline void from_float(bf16& out, float x) {  // round to nearest even; NaN stays NaN
   uint32_t u;
   std::memcpy(&u, &x, 4);
-  out.bits = (u & 0x7fffffffu) > 0x7f800000u ? uint16_t((u >> 16) | 0x40) : uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+  out.bits =
+      (u & 0x7fffffffu) > 0x7f800000u ? uint16_t((u >> 16) | 0x40) : uint16_t((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
 }
 
 }  // namespace tc::cpu

@@ -25,11 +25,11 @@ struct Gemm {
   const void* pre = nullptr;       // [M,N], row stride N: the pre-activation of gelu_backward
   void* pre_out = nullptr;         // [M,N], row stride N: where gelu keeps its pre-activation
   DType bias_type = DType::f32, residual_type = DType::f32, pre_type = DType::f32;
-  void* workspace = nullptr;       // gemm_workspace() bytes, 64-byte aligned
+  void* workspace = nullptr;  // gemm_workspace() bytes, 64-byte aligned
 };
 const char* gemm_kernel(const Gemm& g);  // the instruction set that multiplies it, as target_name() has it
 size_t gemm_workspace(const Gemm& g, int threads);
-void gemm(Pool& pool, const Gemm& g);                  // all threads work on one product
-void gemm_serial(const Gemm& g);                       // on the calling thread, e.g. inside a task; same result as gemm()
+void gemm(Pool& pool, const Gemm& g);  // all threads work on one product
+void gemm_serial(const Gemm& g);       // on the calling thread, e.g. inside a task; same result as gemm()
 
 }  // namespace tc::cpu

@@ -1,10 +1,10 @@
 /*
-Head and loss together, in chunks of rows, so that no [R,V] tensor of student or teacher ever exists.
+Head and losses together, so that no [R,V] tensor of student or teacher ever exists.
 
-  per chunk: z_s = hidden · headᵀ, z_t = teacher_hidden · teacher_headᵀ, then per row parts and d_z in place (loss.cc), then
-  d_hidden = d_z · head and d_head += d_zᵀ · hidden
-The chunk is as large as kWorkspace allows: each chunk reads the head twice and reads and writes d_head once.
-After Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989), with the whole loss family.
+  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32; the losses and d_z in place of z_s
+(loss_row.cc); d_hidden = d_z·head; d_head += d_zᵀ·hidden Ignored rows are left out of the products: a chunk takes the
+next rows that count, gathered where they are apart. After Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024,
+2410.10989).
 */
 #include <algorithm>
 #include <cstring>
@@ -18,130 +18,202 @@ namespace tc::cpu {
 
 namespace {
 
-constexpr size_t kWorkspace = size_t(40) << 20;  // bytes of logits
-constexpr int64_t kMaxRows = 256, kRowStep = 16;
+constexpr size_t kLogits =
+    size_t(42) << 20;               // bytes of a chunk's logits. Larger chunks read the heads and d_head less often
+constexpr int64_t kMostRows = 512;  // small vocabularies: a chunk's logits stay in cache
+constexpr int64_t kRowStep = 16;
+constexpr int64_t kHeadBlock = 2048;  // rows of d_head multiplied at a time: bounds the packed d_z
 
-struct Shape {
-  int64_t R, V, C, Ct, stride;  // stride: floats of a row of logits, a multiple of 16
-  int64_t chunk;                // rows
-  bool teacher;
-};
-Shape shape_of(const Args& x) {
-  const LossSettings c(x);
-  Shape s{};
-  s.R = x.in[0].rows();
-  s.V = c.V;
-  s.C = x.in[0].last();
-  s.teacher = c.teacher() && !c.K;
-  s.Ct = s.teacher ? x.in[4].last() : 0;
-  s.stride = (s.V + 15) / 16 * 16;
-  const int64_t fits = int64_t(kWorkspace / (size_t(s.stride) * sizeof(float) * (s.teacher ? 2 : 1)));
-  s.chunk = std::clamp(fits / kRowStep * kRowStep, kRowStep, kMaxRows);
-  s.chunk = std::min(s.chunk, std::max<int64_t>(s.R, 1));
-  return s;
-}
+const View kAbsent;
 
-Gemm logits_gemm(const View& hidden, const View& head, int64_t V, int64_t rows, int64_t stride) {
-  Gemm g;
-  g.M = rows;
-  g.N = V;
-  g.K = g.lda = g.ldb = hidden.last();
-  g.ldo = stride;
-  g.b = head.data;
-  g.a_type = hidden.dtype;
-  g.b_type = head.dtype;
-  g.trans_b = true;
-  return g;
-}
-// d_z has the head's dtype: in bf16 each row is rounded in place, so that its rows are 2·stride bf16 apart.
-Gemm d_hidden_gemm(const Args& x, const Shape& s, int64_t rows) {
-  Gemm g;
-  g.M = rows;
-  g.N = g.ldb = g.ldo = s.C;
-  g.K = s.V;
-  g.lda = x.in[0].dtype == DType::f32 ? s.stride : 2 * s.stride;
-  g.b = x.in[1].data;
-  g.a_type = g.b_type = g.out_type = x.in[0].dtype;
-  return g;
-}
-Gemm d_head_gemm(const Args& x, const Shape& s, int64_t rows) {
-  Gemm g;
-  g.M = s.V;
-  g.N = g.ldb = g.ldo = s.C;
-  g.K = rows;
-  g.lda = x.in[0].dtype == DType::f32 ? s.stride : 2 * s.stride;
-  g.trans_a = true;
-  g.a_type = g.b_type = x.in[0].dtype;
-  return g;
-}
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
+char* at_row(const View& v, int64_t r) { return v.as<char>() + size_t(r * v.last()) * dtype_size(v.dtype); }
 
-size_t gemm_bytes(const Args& x, const Shape& s) {
-  const int threads = x.device->threads();
-  size_t most = gemm_workspace(logits_gemm(x.in[0], x.in[1], s.V, s.chunk, s.stride), threads);
-  if (s.teacher) most = std::max(most, gemm_workspace(logits_gemm(x.in[4], x.in[5], s.V, s.chunk, s.stride), threads));
-  most = std::max(most, gemm_workspace(d_hidden_gemm(x, s, s.chunk), threads));
-  return std::max(most, gemm_workspace(d_head_gemm(x, s, s.chunk), threads));
-}
-size_t workspace_bytes(const Args& x) {
-  const Shape s = shape_of(x);
-  return size_t(s.chunk * s.stride) * sizeof(float) * (s.teacher ? 2 : 1) + gemm_bytes(x, s);
-}
+// Sizes of one call, and where its workspace's parts begin.
+struct Plan {
+  const Args& x;
+  const LossSettings c;
+  const bool teacher;
+  const int64_t R, C, Ct;
+  const DType d_dtype;    // of d_z: bf16 where both of its products can then be in bf16
+  int64_t stride, chunk;  // floats from one row of logits to the next; rows
+  size_t z, z_t, hidden, t_hidden, d_hidden, rows, product;
 
-const char* row_pointer(const View& v, int64_t r) { return v.as<char>() + size_t(r * v.last()) * dtype_size(v.dtype); }
-
-// d_hidden: null for the forward op; d_head: null where not wanted
-void head_loss(const Args& x, const View& seed, const View& d_hidden, const View& d_head, bool add_to_head, const View& parts) {
-  const LossSettings c(x);
-  const Shape s = shape_of(x);
-  const LossInputs in{x.in[2], x.in[3], x.in[4], x.in[5], x.in[6], seed};
-  float* z = x.workspace.f32();
-  float* z_t = s.teacher ? z + s.chunk * s.stride : nullptr;
-  void* scratch = z + s.chunk * s.stride * (s.teacher ? 2 : 1);
-  if (d_head.data && !add_to_head) std::memset(d_head.data, 0, d_head.bytes());
-  for (int64_t at = 0; at < s.R; at += s.chunk) {
-    const int64_t rows = std::min(s.chunk, s.R - at);
-    Gemm g = logits_gemm(x.in[0], x.in[1], s.V, rows, s.stride);
-    g.a = row_pointer(x.in[0], at);
-    g.out = z;
-    g.workspace = scratch;
-    gemm(pool(x), g);
-    if (s.teacher) {
-      Gemm t = logits_gemm(x.in[4], x.in[5], s.V, rows, s.stride);
-      t.a = row_pointer(x.in[4], at);
-      t.out = z_t;
-      t.workspace = scratch;
-      gemm(pool(x), t);
-    }
-    pool(x).run(rows, [&](int64_t r) {
-      float kept[4], *row = z + r * s.stride;
-      loss_row(x, c, in, at + r, row, z_t ? z_t + r * s.stride : nullptr, d_hidden.data ? row : nullptr, kept);
-      if (parts.data) std::memcpy(parts.f32() + (at + r) * 4, kept, sizeof kept);
-      if (d_hidden.data && d_hidden.dtype == DType::bf16) vmath().f32_to_bf16(reinterpret_cast<uint16_t*>(row), row, s.V);
-    });
-    if (!d_hidden.data) continue;
-    Gemm h = d_hidden_gemm(x, s, rows);
-    h.a = z;
-    h.out = const_cast<char*>(row_pointer(d_hidden, at));
-    h.workspace = scratch;
-    gemm(pool(x), h);
-    if (!d_head.data) continue;
-    Gemm w = d_head_gemm(x, s, rows);
-    w.a = z;
-    w.b = row_pointer(x.in[0], at);
-    w.out = d_head.data;
-    w.accumulate = true;
-    w.workspace = scratch;
-    gemm(pool(x), w);
+  explicit Plan(const Args& args)
+      : x(args),
+        c(args),
+        teacher(c.full_teacher()),
+        R(rows_of(x.in[0])),
+        C(x.in[0].last()),
+        Ct(teacher ? x.in[4].last() : 0),
+        d_dtype(x.in[0].dtype == DType::bf16 && x.in[1].dtype == DType::bf16 ? DType::bf16 : DType::f32) {
+    stride = round_up(c.vocab, 16);
+    const int64_t fits = int64_t(kLogits / (size_t(stride) * sizeof(float) * (teacher ? 2 : 1)));
+    chunk = std::clamp(fits / kRowStep * kRowStep, kRowStep, kMostRows);
+    chunk = std::min(chunk, std::max<int64_t>(R, 1));
+    size_t at = 0;
+    auto take = [&](int64_t count, size_t size) {
+      const size_t begin = at;
+      at += size_t(round_up(count * int64_t(size), 64));
+      return begin;
+    };
+    z = take(chunk * stride, sizeof(float));
+    z_t = take(teacher ? chunk * stride : 0, sizeof(float));
+    hidden = take(chunk * C, dtype_size(x.in[0].dtype));
+    t_hidden = take(chunk * Ct, dtype_size(x.in[4].dtype));
+    d_hidden = take(chunk * C, dtype_size(x.in[0].dtype));
+    rows = take(chunk, sizeof(int64_t));
+    product = at;
   }
-}
 
-const View kNone;
+  // Products of a chunk of n rows, all but their pointers.
+  Gemm logits(const View& from, const View& head, int64_t n) const {
+    Gemm g;
+    g.M = n, g.N = c.vocab, g.K = from.last();
+    g.lda = g.ldb = g.K, g.ldo = stride;
+    g.a_type = from.dtype, g.b_type = head.dtype;
+    g.b = head.data;
+    g.trans_b = true;
+    return g;
+  }
+  Gemm to_hidden(int64_t n) const {
+    Gemm g;
+    g.M = n, g.N = C, g.K = c.vocab;
+    g.lda = d_stride(), g.ldb = g.ldo = C;
+    g.a_type = d_dtype, g.b_type = x.in[1].dtype, g.out_type = x.in[0].dtype;
+    g.b = x.in[1].data;
+    return g;
+  }
+  Gemm to_head(int64_t n, int64_t head_rows) const {
+    Gemm g;
+    g.M = head_rows, g.N = C, g.K = n;
+    g.lda = d_stride(), g.ldb = g.ldo = C;
+    g.a_type = d_dtype, g.b_type = x.in[0].dtype;
+    g.trans_a = true;
+    return g;
+  }
+  int64_t d_stride() const { return d_dtype == DType::bf16 ? 2 * stride : stride; }  // rows stay where z's were
+
+  size_t bytes() const {
+    const int threads = x.device->threads();
+    size_t most = 0;
+    for (int64_t n = 1; n <= chunk; n++) {  // any number of rows may be left for a chunk
+      most = std::max(most, gemm_workspace(logits(x.in[0], x.in[1], n), threads));
+      if (teacher) most = std::max(most, gemm_workspace(logits(x.in[4], x.in[5], n), threads));
+      most = std::max(most, gemm_workspace(to_hidden(n), threads));
+      most = std::max(most, gemm_workspace(to_head(n, std::min(kHeadBlock, c.vocab)), threads));
+    }
+    return product + most;
+  }
+};
+
+// d_hidden: null for the forward op; d_head, parts: null where not wanted
+struct HeadLoss {
+  const Plan plan;
+  const Args& x;
+  const LossInputs in;
+  const View &d_hidden, &d_head, &parts;
+  int64_t count = 0;  // rows of the chunk, in rows()
+
+  HeadLoss(const Args& args, const View& seed, const View& to_hidden, const View& to_head, const View& to_parts)
+      : plan(args),
+        x(args),
+        in{x.in[2], x.in[3], x.in[4], x.in[5], x.in[6], seed},
+        d_hidden(to_hidden),
+        d_head(to_head),
+        parts(to_parts) {}
+
+  char* space(size_t at) const { return x.workspace.as<char>() + at; }
+  int64_t* rows() const { return reinterpret_cast<int64_t*>(space(plan.rows)); }
+  float* logits_row(size_t of, int64_t k) const { return reinterpret_cast<float*>(space(of)) + k * plan.stride; }
+  bool together() const { return rows()[count - 1] - rows()[0] == count - 1; }
+  void multiply(Gemm g) const {
+    g.workspace = space(plan.product);
+    gemm(pool(x), g);
+  }
+
+  // The chunk's rows of v: in place, or copied to `buffer` where they are apart.
+  const char* gather(const View& v, size_t buffer) const {
+    if (together()) return at_row(v, rows()[0]);
+    const size_t bytes = size_t(v.last()) * dtype_size(v.dtype);
+    for (int64_t k = 0; k < count; k++) std::memcpy(space(buffer) + size_t(k) * bytes, at_row(v, rows()[k]), bytes);
+    return space(buffer);
+  }
+
+  void losses() const {
+    pool(x).run(count, [&](int64_t k) {
+      float kept[4];
+      LossRow row = in.row(plan.c, rows()[k]);
+      row.student = {logits_row(plan.z, k), DType::f32};
+      if (plan.teacher) row.teacher = {logits_row(plan.z_t, k), DType::f32};
+      row.parts = parts.data ? parts.f32() + rows()[k] * 4 : kept;
+      row.d = d_hidden.data ? logits_row(plan.z, k) : nullptr;
+      row.d_dtype = plan.d_dtype;
+      loss_row(plan.c, row);
+    });
+  }
+
+  void chunk(bool first) const {
+    const char* hidden = gather(x.in[0], plan.hidden);
+    Gemm g = plan.logits(x.in[0], x.in[1], count);
+    g.a = hidden;
+    g.out = space(plan.z);
+    multiply(g);
+    if (plan.teacher) {
+      g = plan.logits(x.in[4], x.in[5], count);
+      g.a = gather(x.in[4], plan.t_hidden);
+      g.out = space(plan.z_t);
+      multiply(g);
+    }
+    losses();
+    if (!d_hidden.data) return;
+    const bool direct = together();
+    g = plan.to_hidden(count);
+    g.a = space(plan.z);
+    g.out = direct ? at_row(d_hidden, rows()[0]) : space(plan.d_hidden);
+    multiply(g);
+    const size_t row_bytes = size_t(plan.C) * dtype_size(d_hidden.dtype);
+    for (int64_t k = 0; k < count && !direct; k++)
+      std::memcpy(at_row(d_hidden, rows()[k]), space(plan.d_hidden) + size_t(k) * row_bytes, row_bytes);
+    for (int64_t v = 0; v < plan.c.vocab && d_head.data; v += kHeadBlock) {
+      g = plan.to_head(count, std::min(kHeadBlock, plan.c.vocab - v));
+      g.a = space(plan.z) + size_t(v) * dtype_size(plan.d_dtype);
+      g.b = hidden;
+      g.out = d_head.f32() + v * plan.C;
+      g.accumulate = x.existing(1) || !first;
+      multiply(g);
+    }
+  }
+
+  void run() {
+    in.check(x, plan.c, plan.R);
+    bool first = true;
+    for (int64_t r = 0; r < plan.R; r++) {
+      if (in.weight(r) != 0)
+        rows()[count++] = r;
+      else
+        ignore(r);
+      if (count == 0 || (count < plan.chunk && r + 1 < plan.R)) continue;
+      chunk(first);
+      first = false;
+      count = 0;
+    }
+    if (!d_head.data || x.existing(1)) return;
+    const int64_t written = first ? 0 : plan.c.vocab * plan.C;
+    std::memset(d_head.f32() + written, 0, size_t(d_head.size() - written) * sizeof(float));
+  }
+  void ignore(int64_t r) const {
+    if (parts.data) std::memset(parts.f32() + r * 4, 0, 4 * sizeof(float));
+    if (d_hidden.data) std::memset(at_row(d_hidden, r), 0, size_t(plan.C) * dtype_size(d_hidden.dtype));
+  }
+};
 
 }  // namespace
 
-size_t head_loss_forward_workspace(const Args& x) { return workspace_bytes(x); }
-size_t head_loss_backward_workspace(const Args& x) { return workspace_bytes(x); }
-void head_loss_forward(const Args& x) { head_loss(x, kNone, kNone, kNone, false, x.out[0]); }
-void head_loss_backward(const Args& x) { head_loss(x, x.in[7], x.out[0], x.out[1], x.existing(1), x.out[2]); }
+size_t head_loss_forward_workspace(const Args& x) { return Plan(x).bytes(); }
+size_t head_loss_backward_workspace(const Args& x) { return Plan(x).bytes(); }
+void head_loss_forward(const Args& x) { HeadLoss(x, kAbsent, kAbsent, kAbsent, x.out[0]).run(); }
+void head_loss_backward(const Args& x) { HeadLoss(x, x.in[7], x.out[0], x.out[1], x.out[2]).run(); }
 
 }  // namespace tc::cpu

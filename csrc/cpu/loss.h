@@ -1,4 +1,5 @@
-// One row of the loss family; loss.cc computes it, head_loss.cc feeds it.
+// One row of the distillation losses (loss_row.cc), and what the ops on logits (loss.cc) and on hidden states
+// (head_loss.cc) share.
 #pragma once
 #include <cstdint>
 
@@ -6,26 +7,59 @@
 
 namespace tc::cpu {
 
-// Scalars of the four loss ops, in ops.def's order.
+// Scalars of the four ops, in ops.def's order.
 struct LossSettings {
-  int64_t V;
+  int64_t vocab;
   float temperature, beta, w_ce, w_kl, w_rkl, w_jsd;
-  int64_t K;  // top_k; 0: a full teacher
+  int64_t top_k;  // 0: a full teacher
+
   explicit LossSettings(const Args& x)
-      : V(x.i(0)), temperature(x.f(1)), beta(x.f(2)), w_ce(x.f(3)), w_kl(x.f(4)), w_rkl(x.f(5)), w_jsd(x.f(6)), K(x.i(7)) {}
-  bool teacher() const { return w_kl != 0 || w_rkl != 0 || w_jsd != 0; }
+      : vocab(x.i(0)),
+        temperature(x.f(1)),
+        beta(x.f(2)),
+        w_ce(x.f(3)),
+        w_kl(x.f(4)),
+        w_rkl(x.f(5)),
+        w_jsd(x.f(6)),
+        top_k(x.i(7)) {}
+  bool distils() const { return w_kl != 0 || w_rkl != 0 || w_jsd != 0; }
+  bool full_teacher() const { return distils() && !top_k; }
 };
 
-// Per-row inputs that are not logits: where targets, weights and the cached teacher are among the op's inputs.
+// f32 or bf16 logits of one row; data == nullptr: none.
+struct Logits {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+};
+
+struct LossRow {
+  Logits student, teacher;    // [vocab]
+  const View* ids = nullptr;  // top-k teacher: [R,K] u16 or i32, of which this row's start at first_id
+  int64_t first_id = 0;
+  const float* log_probs = nullptr;  // [K]
+  float tail = 0;
+  int64_t target = -1;     // only read where w_ce is not 0
+  float weight = 1;        // of the gradient: seed times the row's weight
+  float* parts = nullptr;  // [4]
+  void* d = nullptr;  // [vocab] gradient of the student's logits, or null; may be the student's own memory (bf16 over
+                      // f32 too)
+  DType d_dtype = DType::f32;
+};
+void loss_row(const LossSettings& c, const LossRow& row);
+
+// The per-row inputs of an op: [R] targets, [R] weights, the top-k teacher, [1] seed; each may be absent.
 struct LossInputs {
   const View &targets, &weights, &ids, &log_probs, &tail, &seed;
+
+  // 0 for an ignored row: target -100 or weight 0
+  float weight(int64_t r) const {
+    if (targets.data && targets.i32()[r] == -100) return 0;
+    return weights.data ? weights.f32()[r] : 1;
+  }
+  // Fails (ERR_DATA) for a target or teacher id outside the vocabulary, in the rows that are not ignored.
+  void check(const Args& x, const LossSettings& c, int64_t rows) const;
+  // All of row r but its logits, parts and d.
+  LossRow row(const LossSettings& c, int64_t r) const;
 };
-
-// parts[4] of row r, and, where d is not null, d [V] = d loss / d s. s [V] logits of the student, changed on the way where a cached
-// teacher is used; t [V] those of the teacher or null; d may be s. Ignored rows: all zero.
-void loss_row(const Args& x, const LossSettings& c, const LossInputs& in, int64_t r, float* s, const float* t, float* d, float* parts);
-
-// The weight of row r: 0 where its target is -100.
-float row_weight(const LossInputs& in, int64_t r);
 
 }  // namespace tc::cpu

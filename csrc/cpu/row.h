@@ -13,7 +13,9 @@ inline const float* load_row(const View& v, int64_t at, int64_t n, float* buffer
   return buffer;
 }
 // Where to compute a row of `v`; store_row() then rounds it where it is bf16.
-inline float* row_target(const View& v, int64_t at, float* buffer) { return v.dtype == DType::f32 ? v.f32() + at : buffer; }
+inline float* row_target(const View& v, int64_t at, float* buffer) {
+  return v.dtype == DType::f32 ? v.f32() + at : buffer;
+}
 inline void store_row(const View& v, int64_t at, int64_t n, const float* row) {
   if (v.dtype != DType::f32) vmath().f32_to_bf16(v.as<uint16_t>() + at, row, n);
 }

@@ -27,15 +27,21 @@ Sizes check(Args& x, int q_at, int kv_at, int until_at, int past_at, int rng_at)
     x.require_shape(q.last() % 3 == 0, "q must be [B,Tq,3C]", q);
   }
   x.require(H >= 1 && s.C % H == 0 && (s.C / H) % 8 == 0 && s.C / H >= 8 && s.C / H <= 256,
-            "heads must divide C = " + std::to_string(s.C) + " into heads of 8 to 256 channels, a multiple of 8; got " + std::to_string(H));
-  if (x.has(past_at)) x.require_shape(x.in[past_at].size() == 1 && x.in[past_at].dtype == DType::i32, "past must be [1] i32", x.in[past_at]);
-  else x.require_shape(s.Tq <= s.Tk, "without past there must be as many keys as queries; q", q);
+            "heads must divide C = " + std::to_string(s.C) + " into heads of 8 to 256 channels, a multiple of 8; got " +
+                std::to_string(H));
+  if (x.has(past_at))
+    x.require_shape(x.in[past_at].size() == 1 && x.in[past_at].dtype == DType::i32, "past must be [1] i32",
+                    x.in[past_at]);
+  else
+    x.require_shape(s.Tq <= s.Tk, "without past there must be as many keys as queries; q", q);
   if (x.has(until_at))
-    x.require_shape(x.in[until_at].size() == s.B * s.Tk && x.in[until_at].dtype == DType::i32, "until must be [B,Tk] i32", x.in[until_at]);
+    x.require_shape(x.in[until_at].size() == s.B * s.Tk && x.in[until_at].dtype == DType::i32,
+                    "until must be [B,Tk] i32", x.in[until_at]);
   x.require(std::isfinite(x.f(1)) && x.f(1) >= 0, "scale must be 0 (1/sqrt(D)) or more; got " + std::to_string(x.f(1)));
   x.require(x.f(2) >= 0 && x.f(2) < 1, "dropout must be in [0, 1); got " + std::to_string(x.f(2)));
   x.require(x.f(2) == 0 || x.has(rng_at), "dropout needs rng; got none");
-  if (x.has(rng_at)) x.require_shape(x.in[rng_at].size() == 4 && x.in[rng_at].dtype == DType::i32, "rng must be [4] i32", x.in[rng_at]);
+  if (x.has(rng_at))
+    x.require_shape(x.in[rng_at].size() == 4 && x.in[rng_at].dtype == DType::i32, "rng must be [4] i32", x.in[rng_at]);
   return s;
 }
 
@@ -50,8 +56,10 @@ void attention_forward(Args& x) {
 void attention_backward(Args& x) {
   const Sizes s = check(x, 1, 2, 5, 6, 7);
   const View &d_out = x.in[0], &q = x.in[1], &out = x.in[3], &lse = x.in[4];
-  x.require_shape(d_out.size() == s.B * s.Tq * s.C && d_out.last() == s.C && d_out.dtype == q.dtype, "d_out must be [B,Tq,C] of q's dtype", d_out);
-  x.require_shape(out.size() == d_out.size() && out.last() == s.C && out.dtype == q.dtype, "out must be [B,Tq,C] of q's dtype", out);
+  x.require_shape(d_out.size() == s.B * s.Tq * s.C && d_out.last() == s.C && d_out.dtype == q.dtype,
+                  "d_out must be [B,Tq,C] of q's dtype", d_out);
+  x.require_shape(out.size() == d_out.size() && out.last() == s.C && out.dtype == q.dtype,
+                  "out must be [B,Tq,C] of q's dtype", out);
   x.require_shape(lse.size() == s.B * x.i(0) * s.Tq && lse.dtype == DType::f32, "lse must be [B,H,Tq] f32", lse);
   if (x.has(2)) {
     x.require_shape(q.last() == s.C, "with kv, q must be [B,Tq,C]: there is no gradient of unused columns", q);
@@ -68,7 +76,8 @@ void kv_append(Args& x) {
   x.require_dtype(qkv.dtype == DType::f32 || qkv.dtype == DType::bf16, "qkv must be f32 or bf16", qkv);
   x.require_shape(qkv.rank == 3 && qkv.last() % 3 == 0, "qkv must be [B,Tq,3C]", qkv);
   x.require_shape(x.in[1].size() == 1 && x.in[1].dtype == DType::i32, "past must be [1] i32", x.in[1]);
-  x.require_shape(kv.rank == 3 && kv.dim[0] == qkv.dim[0] && kv.last() == qkv.last() / 3 * 2, "kv must be [B,Tk,2C] with qkv's B and C", kv);
+  x.require_shape(kv.rank == 3 && kv.dim[0] == qkv.dim[0] && kv.last() == qkv.last() / 3 * 2,
+                  "kv must be [B,Tk,2C] with qkv's B and C", kv);
   x.output(0, qkv.dtype, {kv.dim[0], kv.dim[1], kv.dim[2]});
 }
 

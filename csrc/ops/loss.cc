@@ -13,11 +13,15 @@ bool is_float(const View& v) { return v.dtype == DType::f32 || v.dtype == DType:
 
 // rows: the student's rows; columns: how many its vocabulary is stored in.
 void check_scalars(Args& x, int64_t columns) {
-  x.require(x.i(kVocab) >= 1 && x.i(kVocab) <= columns, "vocab must be from 1 to " + std::to_string(columns) + "; got " + std::to_string(x.i(kVocab)));
-  x.require(std::isfinite(x.f(kTemperature)) && x.f(kTemperature) > 0, "temperature must be above 0; got " + std::to_string(x.f(kTemperature)));
+  x.require(x.i(kVocab) >= 1 && x.i(kVocab) <= columns,
+            "vocab must be from 1 to " + std::to_string(columns) + "; got " + std::to_string(x.i(kVocab)));
+  x.require(std::isfinite(x.f(kTemperature)) && x.f(kTemperature) > 0,
+            "temperature must be above 0; got " + std::to_string(x.f(kTemperature)));
   x.require(x.f(kBeta) >= 0 && x.f(kBeta) <= 1, "beta must be in [0, 1]; got " + std::to_string(x.f(kBeta)));
-  for (int k : {kCe, kKl, kRkl, kJsd}) x.require(std::isfinite(x.f(k)), "weights of the terms must be finite; got " + std::to_string(x.f(k)));
-  x.require(x.i(kTopK) >= 0 && x.i(kTopK) <= x.i(kVocab), "top_k must be from 0 (a full teacher) to vocab; got " + std::to_string(x.i(kTopK)));
+  for (int k : {kCe, kKl, kRkl, kJsd})
+    x.require(std::isfinite(x.f(k)), "weights of the terms must be finite; got " + std::to_string(x.f(k)));
+  x.require(x.i(kTopK) >= 0 && x.i(kTopK) <= x.i(kVocab),
+            "top_k must be from 0 (a full teacher) to vocab; got " + std::to_string(x.i(kTopK)));
 }
 
 // targets, weights: inputs 2 and 3 of head_loss, 1 and 2 of loss
@@ -33,8 +37,10 @@ void check_top_k(Args& x, int ids, int log_probs, int tail, int64_t rows) {
   const int64_t K = x.i(kTopK);
   x.require(x.f(kRkl) == 0 && x.f(kJsd) == 0, "a top-k teacher gives CE and forward KL only; set w_rkl and w_jsd to 0");
   x.require(x.has(ids) && x.has(log_probs) && x.has(tail), "a top-k teacher needs ids, log-probs and tail");
-  x.require_shape(x.in[ids].size() == rows * K && (x.in[ids].dtype == DType::u16 || x.in[ids].dtype == DType::i32), "teacher ids must be [R,K] u16 or i32", x.in[ids]);
-  x.require_shape(x.in[log_probs].size() == rows * K && x.in[log_probs].dtype == DType::f32, "teacher log-probs must be [R,K] f32", x.in[log_probs]);
+  x.require_shape(x.in[ids].size() == rows * K && (x.in[ids].dtype == DType::u16 || x.in[ids].dtype == DType::i32),
+                  "teacher ids must be [R,K] u16 or i32", x.in[ids]);
+  x.require_shape(x.in[log_probs].size() == rows * K && x.in[log_probs].dtype == DType::f32,
+                  "teacher log-probs must be [R,K] f32", x.in[log_probs]);
   x.require_shape(x.in[tail].size() == rows && x.in[tail].dtype == DType::f32, "tail must be [R] f32", x.in[tail]);
 }
 
@@ -53,22 +59,28 @@ void check_logits(Args& x) {
   if (x.i(kTopK)) return check_top_k(x, 3, 4, 5, logits.rows());
   x.require(x.has(3), "teacher must be given where w_kl, w_rkl or w_jsd is not 0; got none");
   x.require_dtype(is_float(teacher), "teacher must be f32 or bf16", teacher);
-  x.require_shape(teacher.rows() == logits.rows() && teacher.last() >= x.i(kVocab), "teacher must be [R,Vt] with logits' rows and Vt >= vocab", teacher);
+  x.require_shape(teacher.rows() == logits.rows() && teacher.last() >= x.i(kVocab),
+                  "teacher must be [R,Vt] with logits' rows and Vt >= vocab", teacher);
 }
 
 void check_head(Args& x) {
   const View &hidden = x.in[0], &head = x.in[1];
-  x.require_dtype(is_float(hidden) && head.dtype == hidden.dtype, "hidden and head must both be f32 or both bf16; head", head);
-  x.require_shape(hidden.rank >= 1 && head.rank == 2 && head.last() == hidden.last(), "head must be [Vp,C] with hidden's C", head);
+  x.require_dtype(is_float(hidden) && head.dtype == hidden.dtype, "hidden and head must both be f32 or both bf16; head",
+                  head);
+  x.require_shape(hidden.rank >= 1 && head.rank == 2 && head.last() == hidden.last(),
+                  "head must be [Vp,C] with hidden's C", head);
   check_scalars(x, head.dim[0]);
   check_rows(x, 2, hidden.rows());
   if (!wants_teacher(x)) return;
   if (x.i(kTopK)) return check_top_k(x, 4, 5, 6, hidden.rows());
   const View &t = x.in[4], &t_head = x.in[5];
-  x.require(x.has(4) && x.has(5), "teacher_hidden and teacher_head must be given where w_kl, w_rkl or w_jsd is not 0; got none");
-  x.require_dtype(is_float(t) && t_head.dtype == t.dtype, "teacher_hidden and teacher_head must both be f32 or both bf16; teacher_head", t_head);
+  x.require(x.has(4) && x.has(5),
+            "teacher_hidden and teacher_head must be given where w_kl, w_rkl or w_jsd is not 0; got none");
+  x.require_dtype(is_float(t) && t_head.dtype == t.dtype,
+                  "teacher_hidden and teacher_head must both be f32 or both bf16; teacher_head", t_head);
   x.require_shape(t.rows() == hidden.rows(), "teacher_hidden must have hidden's rows", t);
-  x.require_shape(t_head.rank == 2 && t_head.last() == t.last() && t_head.dim[0] >= x.i(kVocab), "teacher_head must be [Vp,Ct] with teacher_hidden's Ct and Vp >= vocab", t_head);
+  x.require_shape(t_head.rank == 2 && t_head.last() == t.last() && t_head.dim[0] >= x.i(kVocab),
+                  "teacher_head must be [Vp,Ct] with teacher_hidden's Ct and Vp >= vocab", t_head);
 }
 
 }  // namespace
@@ -100,7 +112,8 @@ void check_cosine(Args& x) {
   const View &a = x.in[0], &b = x.in[1];
   x.require_dtype(is_float(a) && is_float(b), "student and teacher must be f32 or bf16; teacher", b);
   x.require_shape(a.rank >= 1 && a.rows() == b.rows() && a.last() == b.last(), "teacher must have student's shape", b);
-  if (x.has(2)) x.require_shape(x.in[2].size() == a.rows() && x.in[2].dtype == DType::f32, "weights must be [R] f32", x.in[2]);
+  if (x.has(2))
+    x.require_shape(x.in[2].size() == a.rows() && x.in[2].dtype == DType::f32, "weights must be [R] f32", x.in[2]);
 }
 }  // namespace
 
