@@ -76,7 +76,8 @@ export class GPT2 {
       vocab: config.vocabSize,
       positions: options.positions,
     })
-    if (options.rng && embeddingDropout > 0) x = dropout(x, { probability: embeddingDropout, rng: options.rng, stream: 0 })
+    if (options.rng && embeddingDropout > 0)
+      x = dropout(x, { probability: embeddingDropout, rng: options.rng, stream: 0 })
     for (let layer = 0; layer < config.layers; layer++) {
       const before = x
       // Without a tape nothing inside a block is needed later: give its memory back at once.
@@ -93,7 +94,9 @@ export class GPT2 {
     const rng = options.rng ?? null
     const stream = 1 + 3 * layer
     const add = (y: (residual?: Tensor) => Tensor, residual: Tensor, site: number): Tensor =>
-      rng && rates.residual > 0 ? dropout(y(), { probability: rates.residual, rng, stream: site, residual }) : y(residual)
+      rng && rates.residual > 0
+        ? dropout(y(), { probability: rates.residual, rng, stream: site, residual })
+        : y(residual)
 
     const normed = layernorm(x, p('ln_1.weight'), p('ln_1.bias'), { epsilon })
     const qkv = linear(normed, p('attn.c_attn.weight'), p('attn.c_attn.bias'))
@@ -102,7 +105,11 @@ export class GPT2 {
       until: options.until,
       dropout: rng && rates.attention > 0 ? { probability: rates.attention, rng, stream } : undefined,
     })
-    const a = add(residual => linear(mixed, p('attn.c_proj.weight'), p('attn.c_proj.bias'), { residual }), x, stream + 1)
+    const a = add(
+      residual => linear(mixed, p('attn.c_proj.weight'), p('attn.c_proj.bias'), { residual }),
+      x,
+      stream + 1,
+    )
     const normed2 = layernorm(a, p('ln_2.weight'), p('ln_2.bias'), { epsilon })
     const feed = (residual?: Tensor): Tensor =>
       mlp(normed2, p('mlp.c_fc.weight'), p('mlp.c_fc.bias'), p('mlp.c_proj.weight'), p('mlp.c_proj.bias'), { residual })
@@ -114,7 +121,9 @@ export class GPT2 {
     this.checkLength(length)
     const { layers, width } = this.config
     const shape = [batch, length, 2 * width]
-    const made = Array.from({ length: layers }, () => Tensor.zeros(shape, { dtype: this.precision, device: this.device }))
+    const made = Array.from({ length: layers }, () =>
+      Tensor.zeros(shape, { dtype: this.precision, device: this.device }),
+    )
     return { layers: made, past: Tensor.from(new Int32Array(1), [1], { device: this.device }) }
   }
 
@@ -139,7 +148,9 @@ export class GPT2 {
           const mixed = attentionCached(qkv, kv, past, { heads })
           const a = linear(mixed, p('attn.c_proj.weight'), p('attn.c_proj.bias'), { residual: x })
           const normed2 = layernorm(a, p('ln_2.weight'), p('ln_2.bias'), { epsilon })
-          x = mlp(normed2, p('mlp.c_fc.weight'), p('mlp.c_fc.bias'), p('mlp.c_proj.weight'), p('mlp.c_proj.bias'), { residual: a })
+          x = mlp(normed2, p('mlp.c_fc.weight'), p('mlp.c_fc.bias'), p('mlp.c_proj.weight'), p('mlp.c_proj.bias'), {
+            residual: a,
+          })
         }
         return layernorm(x, top('ln_f.weight'), top('ln_f.bias'), { epsilon })
       }),
@@ -188,6 +199,9 @@ export class GPT2 {
 
   private checkLength(length: number): void {
     if (length > this.config.positions)
-      throw new TrainCoreError('ERR_SHAPE', `the model has ${this.config.positions} positions; got a sequence of ${length} tokens`)
+      throw new TrainCoreError(
+        'ERR_SHAPE',
+        `the model has ${this.config.positions} positions; got a sequence of ${length} tokens`,
+      )
   }
 }

@@ -1,0 +1,76 @@
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import path from 'node:path'
+import { TrainCoreError } from '../errors.js'
+import { configFromHuggingFace, configToHuggingFace, type GPT2Config } from './config.js'
+import { GPT2, type ModelOptions } from './gpt2.js'
+import { gpt2Parameters, resolveNames } from './names.js'
+import { openModelTensors, writeSafetensors } from './safetensors.js'
+
+/** Reads a model directory's config.json. @throws TrainCoreError ERR_FILE, ERR_CONFIG */
+export async function readConfig(folder: string): Promise<GPT2Config> {
+  const file = path.join(folder, 'config.json')
+  let text: string
+  try {
+    text = await readFile(file, 'utf8')
+  } catch (cause) {
+    throw new TrainCoreError('ERR_FILE', `${folder} is not a model directory: ${file} can't be read`, {
+      help: 'name a directory in Hugging Face layout (config.json, model.safetensors), a preset or L=..,H=..,C=..',
+      cause,
+    })
+  }
+  let json: unknown
+  try {
+    json = JSON.parse(text)
+  } catch (cause) {
+    throw new TrainCoreError('ERR_FILE', `${file} is not JSON: ${(cause as Error).message}`, { cause })
+  }
+  if (typeof json !== 'object' || json === null || Array.isArray(json))
+    throw new TrainCoreError('ERR_FILE', `${file} must hold an object`)
+  return configFromHuggingFace(json as Record<string, unknown>, file)
+}
+
+/**
+ * Loads a GPT-2 from a directory in Hugging Face layout: config.json and model.safetensors (or its shards), with or without the
+ * `transformer.` prefix, F32, F16 or BF16.
+ *
+ * @throws TrainCoreError ERR_FILE, ERR_CONFIG, ERR_MEMORY
+ */
+export async function loadGPT2(folder: string, options: ModelOptions = {}): Promise<GPT2> {
+  const config = await readConfig(folder)
+  const tensors = await openModelTensors(folder)
+  let model: GPT2 | undefined
+  try {
+    const names = resolveNames(tensors.shapes, gpt2Parameters(config), folder)
+    model = new GPT2(config, options)
+    for (const [name, inFile] of names) model.parameters.write(name, await tensors.readFloat32(inFile))
+    model.parameters.syncCompute()
+    return model
+  } catch (error) {
+    model?.free()
+    throw error
+  } finally {
+    await tensors.close()
+  }
+}
+
+/**
+ * Writes config.json and model.safetensors (F32) as transformers' GPT2LMHeadModel.from_pretrained loads them: padding stripped, no copy
+ * of the tied head. The tokenizer's files are the caller's.
+ *
+ * @throws TrainCoreError ERR_FILE
+ */
+export async function saveGPT2(model: GPT2, folder: string): Promise<void> {
+  try {
+    await mkdir(folder, { recursive: true })
+    await writeFile(path.join(folder, 'config.json'), `${JSON.stringify(configToHuggingFace(model.config), null, 2)}\n`)
+  } catch (cause) {
+    throw new TrainCoreError('ERR_FILE', `${folder} can't be written: ${(cause as Error).message}`, { cause })
+  }
+  const tensors = gpt2Parameters(model.config).map(({ name, shape }) => ({
+    name,
+    dtype: 'F32',
+    shape,
+    data: () => model.parameters.read(name),
+  }))
+  await writeSafetensors(path.join(folder, 'model.safetensors'), tensors)
+}

@@ -1,0 +1,83 @@
+import { TrainCoreError } from '../errors.js'
+import type { GPT2 } from '../model/gpt2.js'
+import { gpt2Parameters } from '../model/names.js'
+import { createRng, randomNormal } from '../ops/random.js'
+import { scope, Tensor } from '../tensor.js'
+
+/** First random stream of initialisation; dropout and sampling use others. */
+const INIT_STREAM = 1 << 24
+
+/**
+ * GPT-2's own initialisation (openai/gpt-2, src/model.py, and the paper's section 2.3): normal with std 0.02, the two c_proj
+ * 0.02/sqrt(2L), LayerNorm 1 and 0, biases 0.
+ */
+export async function initRandom(model: GPT2, seed: number): Promise<void> {
+  const { parameters, config, device } = model
+  const rng = createRng(seed, device)
+  let stream = INIT_STREAM
+  for (const { name, shape, init } of gpt2Parameters(config)) {
+    const size = shape.reduce((product, dim) => product * dim, 1)
+    stream++
+    if (init === 'ones' || init === 'zeros') {
+      parameters.write(name, new Float32Array(size).fill(init === 'ones' ? 1 : 0))
+      continue
+    }
+    const std = init === 'residual' ? 0.02 / Math.sqrt(2 * config.layers) : 0.02
+    const drawn = scope(() => randomNormal(Tensor.empty([size], { device }), rng, { std, stream }))
+    parameters.write(name, (await drawn.read()) as Float32Array)
+    drawn.free()
+  }
+  parameters.syncCompute()
+  rng.free()
+}
+
+/**
+ * Which teacher layer each student layer starts from: DistilBERT's [0, 2, 4, 7, 9, 11] for 12 -> 6 (scripts/extract.py), and spread in
+ * the same way, first and last included, for any other pair.
+ */
+export function defaultLayerMap(teacherLayers: number, studentLayers: number): number[] {
+  if (studentLayers > teacherLayers)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `a student from teacher layers has at most the teacher's ${teacherLayers} layers; got ${studentLayers}`,
+    )
+  if (teacherLayers === 12 && studentLayers === 6) return [0, 2, 4, 7, 9, 11]
+  if (studentLayers === 1) return [0]
+  return Array.from({ length: studentLayers }, (_, k) => Math.round((k * (teacherLayers - 1)) / (studentLayers - 1)))
+}
+
+/**
+ * Copies embeddings, final LayerNorm and the chosen layers of the teacher into the student.
+ *
+ * @param map for each student layer a teacher layer; default {@link defaultLayerMap}
+ * @throws TrainCoreError ERR_CONFIG where widths, heads or vocabularies differ, or the map does not fit
+ */
+export async function initFromTeacher(student: GPT2, teacher: GPT2, map?: readonly number[]): Promise<void> {
+  const s = student.config
+  const t = teacher.config
+  if (s.width !== t.width || s.heads !== t.heads || s.vocabSize !== t.vocabSize)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `--init teacher-layers wants a student of the teacher's width, heads and vocabulary (C=${t.width}, H=${t.heads}, V=${t.vocabSize}); ` +
+        `got C=${s.width}, H=${s.heads}, V=${s.vocabSize}`,
+      { help: 'use --init random' },
+    )
+  if (s.positions > t.positions)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `--init teacher-layers wants at most the teacher's ${t.positions} positions; got ${s.positions}`,
+    )
+  const layers = map ?? defaultLayerMap(t.layers, s.layers)
+  if (layers.length !== s.layers || layers.some(k => !Number.isInteger(k) || k < 0 || k >= t.layers))
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `a layer map names ${s.layers} teacher layers from 0 to ${t.layers - 1}, one for each student layer; got [${layers.join(', ')}]`,
+    )
+  for (const { name, shape } of gpt2Parameters(s)) {
+    const from = name.replace(/^transformer\.h\.(\d+)\./, (_, k: string) => `transformer.h.${layers[Number(k)]}.`)
+    const data = await teacher.parameters.read(from)
+    const size = shape.reduce((product, dim) => product * dim, 1)
+    student.parameters.write(name, data.subarray(0, size))
+  }
+  student.parameters.syncCompute()
+}

@@ -1,0 +1,150 @@
+import { TrainCoreError } from '../errors.js'
+import type { ForwardOptions, GPT2 } from '../model/gpt2.js'
+import { ParameterSet } from '../model/parameters.js'
+import { weightedSum } from '../ops/elementwise.js'
+import { cosineLoss, headLossBackward } from '../ops/loss.js'
+import { matmul } from '../ops/matmul.js'
+import { createRng, randomNormal } from '../ops/random.js'
+import { backward, noGrad, reshape } from '../tape.js'
+import { run, scope, Tensor } from '../tensor.js'
+
+/** Device tensors of one micro-batch. */
+export interface StepInputs extends ForwardOptions {
+  /** i32 [B,T] */
+  tokens: Tensor
+  /** i32 [R], R = B·T; -100: ignored */
+  targets: Tensor
+  /** f32 [R] */
+  weights: Tensor
+  /** f32 [1]: 1 / W, W the weights of the whole optimizer step */
+  seed: Tensor
+  /** f32 [5]: sums of weight · part over the step's micro-batches: ce, kl, rkl, jsd, cos */
+  sums: Tensor
+}
+
+/** Names of {@link StepInputs.sums}, in order. */
+export const PART_NAMES = ['ce', 'kl', 'rkl', 'jsd', 'cos'] as const
+
+/** What is minimised: how a micro-batch turns into gradients. */
+export interface Objective {
+  /** the coefficient of each of PART_NAMES in the loss */
+  readonly coefficients: readonly number[]
+  /** parameters beyond the model's that are trained with it, and never exported */
+  readonly extra: ParameterSet | null
+  /** Forward and backward: adds gradients into the parameters and parts into `inputs.sums`. Inside a scope; no host access. */
+  micro(model: GPT2, inputs: StepInputs): void
+}
+
+/** Cross-entropy of the next token. */
+export function pretrainObjective(): Objective {
+  return {
+    coefficients: [1, 0, 0, 0, 0],
+    extra: null,
+    micro(model, inputs) {
+      const hidden = model.hidden(inputs.tokens, inputs)
+      const { targets, weights, seed } = inputs
+      const { parts, dHidden } = headLossBackward(hidden, model.head, {
+        targets,
+        weights,
+        seed,
+        ce: 1,
+        vocab: model.config.vocabSize,
+      })
+      addParts(inputs, parts)
+      backward(hidden, dHidden, { release: true })
+    },
+  }
+}
+
+/** Weights of the distillation loss; see csrc/cpu/loss.cc. DistilBERT's command line: kl 5, ce 2, cos 1, temperature 2. */
+export interface DistillWeights {
+  temperature: number
+  kl: number
+  rkl: number
+  jsd: number
+  beta: number
+  ce: number
+  cos: number
+}
+
+/** The contract's defaults. */
+export const DISTILL_DEFAULTS: DistillWeights = { temperature: 2, kl: 5, rkl: 0, jsd: 0, beta: 0.5, ce: 2, cos: 1 }
+
+/**
+ * DistilBERT's triple loss (Sanh et al. 2019, arXiv 1910.01108) and its family: KL to the teacher at a temperature, cross-entropy, cosine
+ * of the last hidden states. Where the widths differ, the cosine goes through a trained projection [C_s,C_t], which is not exported.
+ *
+ * @throws TrainCoreError ERR_CONFIG where teacher and student do not share the vocabulary
+ */
+export function distillObjective(student: GPT2, teacher: GPT2, weights: DistillWeights): Objective {
+  if (student.config.vocabSize !== teacher.config.vocabSize)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `teacher and student must have one vocabulary; got ${teacher.config.vocabSize} and ${student.config.vocabSize} tokens`,
+    )
+  const widths = [student.config.width, teacher.config.width]
+  const projected = weights.cos !== 0 && widths[0] !== widths[1]
+  const extra = projected
+    ? new ParameterSet([{ name: 'projection.weight', shape: widths, decay: true }], student.device, student.precision)
+    : null
+  return {
+    coefficients: [weights.ce, weights.kl, weights.rkl, weights.jsd, weights.cos],
+    extra,
+    micro(model, inputs) {
+      const { targets, weights: w, seed, tokens, until, positions } = inputs
+      const teacherHidden = noGrad(() => scope(() => teacher.hidden(tokens, { until, positions })))
+      const hidden = model.hidden(tokens, inputs)
+      const { parts, dHidden } = headLossBackward(hidden, model.head, {
+        ...weights,
+        targets,
+        weights: w,
+        seed,
+        vocab: model.config.vocabSize,
+        teacher: { hidden: teacherHidden, head: teacher.head },
+      })
+      addParts(inputs, parts)
+      if (weights.cos === 0) return backward(hidden, dHidden, { release: true })
+      const R = hidden.size / model.config.width
+      const rows = reshape(hidden, [R, model.config.width])
+      const compared = extra ? matmul(rows, extra.get('projection.weight')) : rows
+      const teacherRows = teacherHidden.view([R, teacher.config.width])
+      const { loss, part } = cosineLoss(compared, teacherRows, { weights: scaled(inputs, weights.cos), seed })
+      weightedSum(part.view([R, 1]), w, inputs.sums.view([1], 4))
+      backward([hidden, loss], [dHidden, null], { release: true })
+    },
+  }
+}
+
+/** The rows' weights times a coefficient. */
+function scaled(inputs: StepInputs, by: number): Tensor {
+  return by === 1
+    ? inputs.weights
+    : run(
+        'scale',
+        [inputs.weights, null],
+        [Tensor.empty([inputs.weights.size], { device: inputs.weights.device })],
+        [by],
+      )[0]!
+}
+
+function addParts(inputs: StepInputs, parts: Tensor): void {
+  weightedSum(parts, inputs.weights, inputs.sums.view([4], 0))
+}
+
+/** The projection starts as a scaled normal matrix, std 1/sqrt(C_s). */
+export async function initProjection(extra: ParameterSet, seed: number): Promise<void> {
+  const rng = createRng(seed, extra.device)
+  for (const { name, shape } of extra.specs) {
+    const size = shape.reduce((product, dim) => product * dim, 1)
+    const drawn = scope(() =>
+      randomNormal(Tensor.empty([size], { device: extra.device }), rng, {
+        std: 1 / Math.sqrt(shape[0]!),
+        stream: 1 << 25,
+      }),
+    )
+    extra.write(name, (await drawn.read()) as Float32Array)
+    drawn.free()
+  }
+  extra.syncCompute()
+  rng.free()
+}
