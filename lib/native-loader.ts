@@ -11,9 +11,11 @@ export function packageRoot(): string {
   let folder = path.dirname(fileURLToPath(import.meta.url))
   for (;;) {
     const file = path.join(folder, 'package.json')
-    if (existsSync(file) && (JSON.parse(readFileSync(file, 'utf8')) as { name?: string }).name === 'train-core') return folder
+    if (existsSync(file) && (JSON.parse(readFileSync(file, 'utf8')) as { name?: string }).name === 'train-core')
+      return folder
     const parent = path.dirname(folder)
-    if (parent === folder) throw new TrainCoreError('ERR_FILE', "train-core's own package.json was not found; help: reinstall it")
+    if (parent === folder)
+      throw new TrainCoreError('ERR_FILE', "train-core's own package.json was not found; help: reinstall it")
     folder = parent
   }
 }
@@ -47,8 +49,12 @@ export function loadBinding(): unknown {
     )
   }
   if (binding.version !== version)
-    throw new TrainCoreError('ERR_DEVICE', `train-core ${version} loaded a native binary of version ${binding.version}`, {
-      help: 'rebuild it: npx train-core build',
-    })
+    throw new TrainCoreError(
+      'ERR_DEVICE',
+      `train-core ${version} loaded a native binary of version ${binding.version}`,
+      {
+        help: 'rebuild it: npx train-core build',
+      },
+    )
   return binding
 }

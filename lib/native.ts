@@ -90,7 +90,12 @@ function start(): Machine {
     words: new Int32Array(block),
     floats: new Float32Array(block),
     numbers: Object.fromEntries(binding.ops.map((op, number) => [op.name, number])),
-    isFloat: binding.ops.map(op => op.scalars.split(' ').filter(Boolean).map(scalar => scalar.endsWith(':f'))),
+    isFloat: binding.ops.map(op =>
+      op.scalars
+        .split(' ')
+        .filter(Boolean)
+        .map(scalar => scalar.endsWith(':f')),
+    ),
   }
   return machine
 }
@@ -162,7 +167,8 @@ export function callOp(
 }
 
 function checkDims(shape: readonly number[]): void {
-  if (shape.length > 4) throw new TrainCoreError('ERR_SHAPE', `a tensor has 0 to 4 dimensions; got [${shape.join(', ')}]`)
+  if (shape.length > 4)
+    throw new TrainCoreError('ERR_SHAPE', `a tensor has 0 to 4 dimensions; got [${shape.join(', ')}]`)
   for (const dim of shape)
     if (!Number.isInteger(dim) || dim < 0 || dim > 0x7fffffff)
       throw new TrainCoreError('ERR_SHAPE', `a dimension is an integer from 0 to 2^31 - 1; got [${shape.join(', ')}]`)

@@ -42,7 +42,12 @@ export function differentiable(
   saved: readonly (Tensor | null)[] = [],
 ): Tensor {
   if (inputs.some(needsGrad))
-    out.node = { name, inputs: inputs.map(x => (needsGrad(x) ? x! : null)), backward, saved: saved.filter(t => t !== null) }
+    out.node = {
+      name,
+      inputs: inputs.map(x => (needsGrad(x) ? x! : null)),
+      backward,
+      saved: saved.filter(t => t !== null),
+    }
   return out
 }
 
@@ -64,7 +69,11 @@ export function gradientOf(parameter: Tensor): Tensor {
 /** The same elements in another shape; the gradient passes through. */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   const out = x.view(shape)
-  if (out.size !== x.size) throw new TrainCoreError('ERR_SHAPE', `[reshape] [${shape.join(', ')}] must have ${x.size} elements; got ${out.size}`)
+  if (out.size !== x.size)
+    throw new TrainCoreError(
+      'ERR_SHAPE',
+      `[reshape] [${shape.join(', ')}] must have ${x.size} elements; got ${out.size}`,
+    )
   return differentiable('reshape', out, [x], dOut => [dOut.view(x.shape)])
 }
 
@@ -119,12 +128,16 @@ export function backward(
   const seedList = seeds instanceof Tensor || !seeds ? [seeds ?? null] : seeds
   const pending = new Gradients()
   rootList.forEach((root, k) => {
-    if (!needsGrad(root)) throw new TrainCoreError('ERR_ARGUMENT', `[backward] root ${k} depends on no tensor with requiresGrad`)
+    if (!needsGrad(root))
+      throw new TrainCoreError('ERR_ARGUMENT', `[backward] root ${k} depends on no tensor with requiresGrad`)
     const seed = seedList[k]
     if (seed && (seed.size !== root.size || seed.dtype !== root.dtype))
       throw new TrainCoreError('ERR_SHAPE', `[backward] the seed of root ${k} must be ${root}; got ${seed}`)
     if (!seed && root.size !== 1)
-      throw new TrainCoreError('ERR_SHAPE', `[backward] a root without a seed must have 1 element; got ${root}; help: give its gradient`)
+      throw new TrainCoreError(
+        'ERR_SHAPE',
+        `[backward] a root without a seed must have 1 element; got ${root}; help: give its gradient`,
+      )
     pending.add(root, seed ?? Tensor.full(root.shape, 1, { dtype: root.dtype, device: root.device }), !seed)
   })
   const keepAlive = new Set(rootList)
@@ -132,7 +145,9 @@ export function backward(
     const node = tensor.node!
     const dOut = pending.take(tensor)
     if (dOut) {
-      const folding: Folding = { take: k => (node.inputs[k]?.requiresGrad ? null : pending.takeForFolding(node.inputs[k])) }
+      const folding: Folding = {
+        take: k => (node.inputs[k]?.requiresGrad ? null : pending.takeForFolding(node.inputs[k])),
+      }
       const gradients = noGrad(() => node.backward(dOut, folding))
       gradients.forEach((gradient, k) => {
         const input = node.inputs[k]

@@ -73,7 +73,13 @@ export class Tensor {
   static from(data: TensorData, shape: readonly number[] = [data.length], options: TensorOptions = {}): Tensor {
     const dtype =
       options.dtype ??
-      (data instanceof Int32Array ? 'i32' : data instanceof Uint16Array ? 'u16' : data instanceof Uint8Array ? 'u8' : 'f32')
+      (data instanceof Int32Array
+        ? 'i32'
+        : data instanceof Uint16Array
+          ? 'u16'
+          : data instanceof Uint8Array
+            ? 'u8'
+            : 'f32')
     const tensor = Tensor.empty(shape, { ...options, dtype })
     tensor.write(data)
     return tensor
@@ -108,7 +114,10 @@ export class Tensor {
    */
   write(data: TensorData): void {
     if (data.length !== this.size)
-      throw new TrainCoreError('ERR_SHAPE', `[write] [${this.shape.join(', ')}] takes ${this.size} elements; got ${data.length}`)
+      throw new TrainCoreError(
+        'ERR_SHAPE',
+        `[write] [${this.shape.join(', ')}] takes ${this.size} elements; got ${data.length}`,
+      )
     native().binding.write(this.id, encode(data, this.dtype))
   }
 
@@ -152,9 +161,13 @@ function encode(data: TensorData, dtype: DType): ArrayBufferView {
     case 'f32':
       return data instanceof Float32Array ? data : Float32Array.from(data)
     case 'bf16':
-      return data instanceof Uint16Array ? data : float32ToBf16(data instanceof Float32Array ? data : Float32Array.from(data))
+      return data instanceof Uint16Array
+        ? data
+        : float32ToBf16(data instanceof Float32Array ? data : Float32Array.from(data))
     case 'f16':
-      return data instanceof Uint16Array ? data : float32ToF16(data instanceof Float32Array ? data : Float32Array.from(data))
+      return data instanceof Uint16Array
+        ? data
+        : float32ToF16(data instanceof Float32Array ? data : Float32Array.from(data))
     case 'i32':
       return data instanceof Int32Array ? data : Int32Array.from(data)
     case 'u16':
@@ -236,7 +249,10 @@ const keptForever = new WeakSet<Tensor>()
 export function keep(tensor: Tensor): Tensor {
   if (!scopeList) return tensor
   let kept = kept_.get(scopeList)
-  if (!kept) kept_.set(scopeList, (kept = new Set()))
+  if (!kept) {
+    kept = new Set()
+    kept_.set(scopeList, kept)
+  }
   kept.add(tensor)
   keptForever.add(tensor)
   return tensor

@@ -88,20 +88,32 @@ export function distillLoss(logits: Tensor, options: LossOptions & { teacher?: T
 }
 
 /** Mean cross-entropy of logits [R,Vp] against targets i32 [R] (-100: ignored): the sum, times the seed you give (1/R, say). */
-export function crossEntropy(logits: Tensor, targets: Tensor, options: { vocab?: number; seed?: Tensor | null } = {}): Tensor {
+export function crossEntropy(
+  logits: Tensor,
+  targets: Tensor,
+  options: { vocab?: number; seed?: Tensor | null } = {},
+): Tensor {
   return distillLoss(logits, { ...options, targets, ce: 1 }).loss
 }
 
-function teacherInputs(teacher: Tensor | CachedTeacher | null | undefined): { inputs: (Tensor | null)[]; topK: number } {
+function teacherInputs(teacher: Tensor | CachedTeacher | null | undefined): {
+  inputs: (Tensor | null)[]
+  topK: number
+} {
   if (!teacher) return { inputs: [null, null, null], topK: 0 }
-  if ('ids' in teacher) return { inputs: [teacher.ids, teacher.logProbs, teacher.tail], topK: teacher.ids.shape.at(-1)! }
+  if ('ids' in teacher)
+    return { inputs: [teacher.ids, teacher.logProbs, teacher.tail], topK: teacher.ids.shape.at(-1)! }
   return { inputs: [teacher, null, null], topK: 0 }
 }
 
 /** A teacher for {@link headLoss}: its last hidden states [R,Ct] and its head [Vp,Ct], or its cached form. */
 export type HeadTeacher = { hidden: Tensor; head: Tensor } | CachedTeacher
 
-function headInputs(hidden: Tensor, head: Tensor, options: HeadLossOptions): { inputs: (Tensor | null | undefined)[]; scalars: number[] } {
+function headInputs(
+  hidden: Tensor,
+  head: Tensor,
+  options: HeadLossOptions,
+): { inputs: (Tensor | null | undefined)[]; scalars: number[] } {
   const teacher = needsTeacher(options) ? options.teacher : null
   const cached = teacher && 'ids' in teacher ? teacher : null
   const full = teacher && 'head' in teacher ? teacher : null
@@ -134,7 +146,12 @@ export function headLoss(hidden: Tensor, head: Tensor, options: HeadLossOptions)
   const parts = run('head_loss_forward', inputs, [NEW], scalars)[0]!
   const loss = differentiable('head_loss', total(parts, options), [hidden, head], dLoss => {
     const into = headTarget(head)
-    const [dHidden, dHead] = run('head_loss_backward', [...inputs, combinedSeed(dLoss, options.seed)], [NEW, into, SKIP], scalars)
+    const [dHidden, dHead] = run(
+      'head_loss_backward',
+      [...inputs, combinedSeed(dLoss, options.seed)],
+      [NEW, into, SKIP],
+      scalars,
+    )
     return [dHidden!, into === NEW ? dHead! : null]
   })
   return { loss, parts }
@@ -150,7 +167,11 @@ function headTarget(head: Tensor): Output {
  *
  * @returns parts f32 [R,4]; dHidden, of hidden's shape and dtype
  */
-export function headLossBackward(hidden: Tensor, head: Tensor, options: HeadLossOptions): { parts: Tensor; dHidden: Tensor } {
+export function headLossBackward(
+  hidden: Tensor,
+  head: Tensor,
+  options: HeadLossOptions,
+): { parts: Tensor; dHidden: Tensor } {
   const { inputs, scalars } = headInputs(hidden, head, options)
   const into = head.requiresGrad ? accumulator(head) : SKIP
   const [dHidden, , parts] = run('head_loss_backward', [...inputs, options.seed], [NEW, into, NEW], scalars)
@@ -171,7 +192,11 @@ export interface CosineOptions {
  * @param student [R,C] and `teacher` [R,C], f32 or bf16
  * @returns loss f32 [1] = seed · sum of weight · part; part f32 [R]
  */
-export function cosineLoss(student: Tensor, teacher: Tensor, options: CosineOptions = {}): { loss: Tensor; part: Tensor } {
+export function cosineLoss(
+  student: Tensor,
+  teacher: Tensor,
+  options: CosineOptions = {},
+): { loss: Tensor; part: Tensor } {
   const { weights, seed } = options
   const part = run('cosine_loss_forward', [student, teacher, weights], [NEW])[0]!
   const sum = weightedSum(part.view([part.size, 1]), weights)
