@@ -1,0 +1,183 @@
+import { TrainCoreError } from '../errors.js'
+import { DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
+import { checkSchedule, type ScheduleName } from './schedule.js'
+
+/** Options of a training run: one name for each, in the library, in a configuration file and on the command line (`--batch-size`). */
+export interface TrainOptions {
+  /** files, folders and globs: .txt, .jsonl (.gz, .zst), .bin */
+  data: readonly string[]
+  /** held-out data; without it nothing is evaluated */
+  evalData?: readonly string[]
+  /** `byte`, `gpt2` or a folder; default: that of the model's or the teacher's folder, else `gpt2` */
+  tokenizer?: string
+  /** field of jsonl rows that holds the text; default `text` */
+  textField?: string
+  device?: string
+  /** `auto`: bf16 where the device multiplies it faster than f32, else f32 */
+  precision?: 'auto' | 'f32' | 'bf16' | 'f16'
+  /** CPU threads; default all */
+  threads?: number
+  seed?: number
+  /** optimizer steps */
+  steps?: number
+  /** B: rows of a micro-batch */
+  batchSize?: number
+  /** T: tokens of a row; default 256, at most the model's positions */
+  seqLen?: number
+  /** micro-batches of an optimizer step */
+  gradAccum?: number
+  lr?: number
+  schedule?: ScheduleName
+  warmup?: number
+  minLr?: number
+  weightDecay?: number
+  beta1?: number
+  beta2?: number
+  eps?: number
+  /** largest global norm of the gradients; 0: not clipped */
+  gradClip?: number
+  /** probability, on embeddings, attention and residuals; default: the configuration's */
+  dropout?: number
+  /** steps between evaluations; 0: only at the end */
+  evalEvery?: number
+  /** steps between checkpoints; 0: only when interrupted */
+  saveEvery?: number
+  /** checkpoints kept; 0: all */
+  keep?: number
+  /** run directory */
+  out?: string
+  /** `auto`, `never`, or the folder of a checkpoint or a run */
+  resume?: string
+  order?: 'shuffled' | 'sequential'
+  /** true: no document sees another in its row, and positions begin anew with each */
+  packDocuments?: boolean
+}
+
+/** Options of {@link pretrain}. */
+export interface PretrainOptions extends TrainOptions {
+  /** `L=6,H=6,C=384[,V=..,T=..]` or a preset: from scratch; a folder: from its weights */
+  model: string
+}
+
+/** Options of {@link distill}: the loss is that of {@link DistillWeights}. */
+export interface DistillOptions extends TrainOptions, Partial<DistillWeights> {
+  /** a folder, or a preset whose weights are at hand */
+  teacher: string
+  /** as {@link PretrainOptions.model} */
+  student: string
+  /** where a student given by its shape starts: `random`, `teacher-layers`, or a folder */
+  init?: string
+  /** for `teacher-layers`: a teacher layer for each student layer */
+  layerMap?: readonly number[]
+}
+
+/** Defaults that do not depend on anything; `warmup`, `minLr`, `seqLen` and `out` are resolved from the others. */
+export const TRAIN_DEFAULTS: Required<
+  Omit<TrainOptions, 'data' | 'evalData' | 'tokenizer' | 'seqLen' | 'warmup' | 'minLr' | 'dropout' | 'out'>
+> = {
+  textField: 'text',
+  device: 'auto',
+  precision: 'auto',
+  threads: 0,
+  seed: 0,
+  steps: 1000,
+  batchSize: 8,
+  gradAccum: 1,
+  lr: 6e-4,
+  schedule: 'cosine',
+  weightDecay: 0.1,
+  beta1: 0.9,
+  beta2: 0.95,
+  eps: 1e-8,
+  gradClip: 1,
+  evalEvery: 0,
+  saveEvery: 250,
+  keep: 3,
+  resume: 'auto',
+  order: 'shuffled',
+  packDocuments: false,
+}
+
+/** What a run may leave undefined even when resolved. */
+type Open = 'evalData' | 'tokenizer' | 'dropout' | 'seqLen'
+
+/** Options with every default filled in. */
+export type Resolved<T extends TrainOptions> = T & Required<Omit<TrainOptions, Open>> & Pick<TrainOptions, Open>
+
+/** {@link PretrainOptions} resolved. @throws TrainCoreError ERR_CONFIG naming the option */
+export function resolvePretrain(options: PretrainOptions): Resolved<PretrainOptions> {
+  requireText('model', options.model)
+  return resolve(options, 'runs/pretrain')
+}
+
+/** {@link DistillOptions} resolved. @throws TrainCoreError ERR_CONFIG naming the option */
+export function resolveDistill(options: DistillOptions): Resolved<DistillOptions> & Required<DistillOptions> {
+  requireText('teacher', options.teacher)
+  requireText('student', options.student)
+  const resolved = { ...DISTILL_DEFAULTS, init: 'random', ...resolve(options, 'runs/distill') }
+  const { temperature, beta, kl, rkl, jsd, ce, cos } = resolved
+  demand('temperature', temperature > 0 && Number.isFinite(temperature), 'above 0', temperature)
+  demand('beta', beta >= 0 && beta <= 1, 'from 0 to 1', beta)
+  const weights = { kl, rkl, jsd, ce, cos }
+  for (const [name, weight] of Object.entries(weights))
+    demand(name, weight >= 0 && Number.isFinite(weight), '0 or more', weight)
+  if (!Object.values(weights).some(weight => weight > 0))
+    throw new TrainCoreError('ERR_CONFIG', 'one of --kl, --rkl, --jsd, --ce and --cos must be above 0; all are 0')
+  return resolved as Resolved<DistillOptions> & Required<DistillOptions>
+}
+
+function resolve<T extends TrainOptions>(options: T, out: string): Resolved<T> {
+  const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
+  const steps = given.steps ?? TRAIN_DEFAULTS.steps
+  const lr = given.lr ?? TRAIN_DEFAULTS.lr
+  const derived = { out, warmup: Math.min(100, Math.round(steps / 10)), minLr: lr / 10 }
+  const resolved = { ...TRAIN_DEFAULTS, ...derived, ...given } as Resolved<T>
+  check(resolved)
+  return resolved
+}
+
+/** Everything that can be refused before anything is opened. */
+function check(o: Resolved<TrainOptions>): void {
+  if (!Array.isArray(o.data) || !o.data.length || o.data.some(file => typeof file !== 'string' || !file))
+    throw new TrainCoreError('ERR_CONFIG', '--data must name at least one file', {
+      help: 'a .txt, .jsonl or .bin file, a folder or a glob',
+    })
+  checkSchedule(o)
+  count('batchSize', o.batchSize, 1, 1 << 20)
+  if (o.seqLen !== undefined) count('seqLen', o.seqLen, 1, 1 << 20)
+  count('gradAccum', o.gradAccum, 1, 1 << 20)
+  for (const name of ['evalEvery', 'saveEvery', 'keep'] as const) count(name, o[name], 0, Number.MAX_SAFE_INTEGER)
+  count('threads', o.threads, 0, 1024)
+  count('seed', o.seed, 0, Number.MAX_SAFE_INTEGER)
+  for (const name of ['weightDecay', 'gradClip'] as const)
+    demand(name, o[name] >= 0 && Number.isFinite(o[name]), '0 or more', o[name])
+  for (const name of ['beta1', 'beta2'] as const)
+    demand(name, o[name] >= 0 && o[name] < 1, 'from 0 to below 1', o[name])
+  demand('eps', o.eps > 0 && Number.isFinite(o.eps), 'above 0', o.eps)
+  if (o.dropout !== undefined) demand('dropout', o.dropout >= 0 && o.dropout < 1, 'from 0 to below 1', o.dropout)
+  choice('precision', o.precision, ['auto', 'f32', 'bf16', 'f16'])
+  choice('order', o.order, ['shuffled', 'sequential'])
+  requireText('out', o.out)
+}
+
+/** `batchSize` -> `--batch-size`. */
+export function flag(name: string): string {
+  return `--${name.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)}`
+}
+
+function demand(name: string, fits: boolean, wanted: string, got: unknown): void {
+  if (!fits) throw new TrainCoreError('ERR_CONFIG', `${flag(name)} must be ${wanted}; got ${String(got)}`)
+}
+
+function count(name: string, value: number, least: number, most: number): void {
+  const range = most === Number.MAX_SAFE_INTEGER ? `of ${least} or more` : `from ${least} to ${most}`
+  demand(name, Number.isSafeInteger(value) && value >= least && value <= most, `an integer ${range}`, value)
+}
+
+function choice(name: string, value: string, allowed: readonly string[]): void {
+  demand(name, allowed.includes(value), `one of ${allowed.join(', ')}`, value)
+}
+
+function requireText(name: string, value: unknown): void {
+  demand(name, typeof value === 'string' && value !== '', 'given', value)
+}
