@@ -166,6 +166,58 @@ napi_value reset_peak(napi_env env, Context& c, napi_value* a, size_t) {
   return nullptr;
 }
 
+napi_value time_kernels(napi_env env, Context& c, napi_value* a, size_t) {
+  c.runtime->device(to_int(env, a[0], "the device's index")).stream->time_kernels(to_int(env, a[1], "on") != 0);
+  return nullptr;
+}
+
+napi_value describe_view(napi_env env, const View& v, bool present) {
+  napi_value object = nullptr, shape = nullptr;
+  if (!present) return napi_get_null(env, &object), object;
+  napi_create_object(env, &object);
+  napi_create_array(env, &shape);
+  for (int32_t d = 0; d < v.rank; d++) napi_set_element(env, shape, uint32_t(d), number(env, double(v.dim[d])));
+  set(env, object, "dtype", text(env, dtype_name(v.dtype)));
+  set(env, object, "shape", shape);
+  return object;
+}
+
+// What each timed kernel was given, and when it ran. Scalars are raw words.
+napi_value kernel_times(napi_env env, Context& c, napi_value* a, size_t) {
+  std::vector<KernelTime> times;
+  const int32_t index = to_int(env, a[0], "the device's index");
+  if (auto failure = c.runtime->device(index).stream->take_times(times))
+    return napi_throw(env, make_error(env, c, failure->code.c_str(), failure->message)), nullptr;
+  napi_value list = nullptr;
+  napi_create_array(env, &list);
+  for (size_t k = 0; k < times.size(); k++) {
+    const auto& [x, begin, end] = times[k];
+    const OpInfo& info = op_info(x.op);
+    napi_value object = nullptr, inputs = nullptr, outputs = nullptr, fresh = nullptr, scalars = nullptr;
+    napi_create_object(env, &object);
+    for (napi_value* array : {&inputs, &outputs, &fresh, &scalars}) napi_create_array(env, array);
+    for (int n = 0; n < info.input_count; n++)
+      napi_set_element(env, inputs, uint32_t(n), describe_view(env, x.in[n], x.has(n)));
+    for (int n = 0; n < info.output_count; n++) {
+      napi_value made = nullptr;
+      napi_get_boolean(env, x.want[n] == 0, &made);
+      napi_set_element(env, outputs, uint32_t(n), describe_view(env, x.out[n], x.wants(n)));
+      napi_set_element(env, fresh, uint32_t(n), made);
+    }
+    for (int n = 0; n < info.scalar_count; n++) napi_set_element(env, scalars, uint32_t(n), number(env, x.i(n)));
+    set(env, object, "op", text(env, info.name));
+    set(env, object, "begin", number(env, double(begin) * 1e-6));
+    set(env, object, "end", number(env, double(end) * 1e-6));
+    set(env, object, "inputs", inputs);
+    set(env, object, "outputs", outputs);
+    set(env, object, "fresh", fresh);
+    set(env, object, "scalars", scalars);
+    set(env, object, "workspace", number(env, double(x.workspace.data ? x.workspace.bytes() : 0)));
+    napi_set_element(env, list, uint32_t(k), object);
+  }
+  return list;
+}
+
 // ---- tensors: words of the block in, id out
 
 napi_value create(napi_env env, Context& c, napi_value*, size_t) {
@@ -416,6 +468,8 @@ napi_value init(napi_env env, napi_value exports) {
   define<open_device>(env, exports, "openDevice");
   define<device_info>(env, exports, "deviceInfo");
   define<reset_peak>(env, exports, "resetPeak");
+  define<time_kernels>(env, exports, "timeKernels");
+  define<kernel_times>(env, exports, "kernelTimes");
   define<create>(env, exports, "create");
   define<view>(env, exports, "view");
   define<free_tensor>(env, exports, "free");

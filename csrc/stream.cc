@@ -1,5 +1,6 @@
 #include "stream.h"
 
+#include <chrono>
 #include <cmath>
 
 #include "cpu/bf16.h"
@@ -127,8 +128,34 @@ void Stream::run(Job& job) {
   if (job.fence) job.fence(std::move(failure_));
 }
 
-void Stream::run_launch(const Launch& launch) {
+void Stream::time_kernels(bool on) {
+  Job job;
+  job.task = [this, on] { times_ = on ? std::make_unique<std::vector<KernelTime>>() : nullptr; };
+  push(std::move(job));
+}
+
+std::unique_ptr<Failure> Stream::take_times(std::vector<KernelTime>& times) {
+  Job job;
+  job.task = [this, &times] {
+    if (times_) times.swap(*times_);
+  };
+  push(std::move(job));
+  return finish();
+}
+
+void Stream::run_timed(const Launch& launch) {
+  const auto now = [] { return std::chrono::steady_clock::now().time_since_epoch(); };
+  const auto begin = now();
   launch.kernel(launch.args);
+  device_.finish();
+  times_->push_back({launch.args, std::chrono::nanoseconds(begin).count(), std::chrono::nanoseconds(now()).count()});
+}
+
+void Stream::run_launch(const Launch& launch) {
+  if (times_)
+    run_timed(launch);
+  else
+    launch.kernel(launch.args);
   if (!check_) return;
   const OpInfo& info = op_info(launch.args.op);
   for (int k = 0; k < info.output_count; k++) {

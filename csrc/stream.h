@@ -24,6 +24,12 @@ struct Launch {
   Args args;
 };
 
+// A kernel that ran while its stream was timed, in ns of the steady clock.
+struct KernelTime {
+  Args args;
+  int64_t begin, end;
+};
+
 struct Job {
   Launch launch;  // runs when its kernel is set
   const std::vector<Launch>* replay =
@@ -41,12 +47,16 @@ class Stream {
   void push_launch(const Launch& launch);
   void push(Job job);
   std::unique_ptr<Failure> finish();  // waits for all that was queued; returns and clears the failure that sticks
+  // While on, the time of each kernel is kept; an asynchronous device is waited for after each. Off costs a branch.
+  void time_kernels(bool on);
+  std::unique_ptr<Failure> take_times(std::vector<KernelTime>& times);  // as finish(), with the times since then
   uint64_t jobs() const { return pushed_; }
 
  private:
   void loop();
   void run(Job& job);
   void run_launch(const Launch& launch);
+  void run_timed(const Launch& launch);
   Job& slot();
   void publish();
 
@@ -59,7 +69,8 @@ class Stream {
   std::atomic<bool> sleeping_{false}, stop_{false}, waiting_{false};
   std::mutex mutex_;
   std::condition_variable wake_, drained_;
-  std::unique_ptr<Failure> failure_;  // stream thread only
+  std::unique_ptr<Failure> failure_;                // stream thread only
+  std::unique_ptr<std::vector<KernelTime>> times_;  // stream thread only; nullptr: not timed
   std::thread thread_;
 };
 

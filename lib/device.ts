@@ -1,5 +1,5 @@
 import { TrainCoreError } from './errors.js'
-import { type BackendReport, type DeviceInfo, native, type OpRow } from './native.js'
+import { type BackendReport, type DeviceInfo, type KernelTime, native, type OpRow, takeKernelTimes } from './native.js'
 
 /** An open device. There is one object per name. */
 export class Device {
@@ -21,6 +21,21 @@ export class Device {
   /** Starts a new measurement of `info().peak` and `info().largestEver`. */
   resetPeak(): void {
     native().binding.resetPeak(this.index)
+  }
+
+  /** From here on, keeps the time of each kernel for {@link kernelTimes}, or no longer; off at first, and free of cost then. */
+  timeKernels(on: boolean): void {
+    native().binding.timeKernels(this.index, on ? 1 : 0)
+  }
+
+  /**
+   * The kernels timed since {@link timeKernels} or the last call, in the order in which they ran. Waits for all that was queued and
+   * blocks the JavaScript thread meanwhile.
+   *
+   * @throws TrainCoreError the first failure since the last read
+   */
+  kernelTimes(): KernelTime[] {
+    return takeKernelTimes(this.index)
   }
 
   /** Resolves when all that was queued has run. @throws (rejects) the first failure since the last read */

@@ -36,6 +36,28 @@ export interface DeviceInfo {
   readonly largestEver: number
 }
 
+/** A tensor of a kernel's call, as far as its cost depends on it. */
+export interface TensorSpec {
+  readonly dtype: DType
+  readonly shape: readonly number[]
+}
+
+/** A kernel that ran while {@link Device.timeKernels} was on. */
+export interface KernelTime {
+  readonly op: string
+  /** ms, of a clock that starts anywhere; on asynchronous devices until the kernel has ended */
+  readonly begin: number
+  readonly end: number
+  /** in order of csrc/ops.def; null: absent */
+  readonly inputs: readonly (TensorSpec | null)[]
+  readonly outputs: readonly (TensorSpec | null)[]
+  /** for each output: whether it was made by this call */
+  readonly fresh: readonly boolean[]
+  readonly scalars: readonly number[]
+  /** bytes */
+  readonly workspace: number
+}
+
 export interface BackendReport {
   readonly name: string
   readonly available: boolean
@@ -53,6 +75,8 @@ interface Binding {
   openDevice(name: string, threads: number): number
   deviceInfo(device: number): DeviceInfo
   resetPeak(device: number): void
+  timeKernels(device: number, on: number): void
+  kernelTimes(device: number): KernelTime[]
   create(): number
   view(offset: number): number
   free(id: number): void
@@ -197,4 +221,19 @@ export function createView(id: number, offset: number, shape: readonly number[])
   words[1] = shape.length
   words.set(shape, 2)
   return binding.view(offset)
+}
+
+/** The kernels timed on a device since the last call, floats among their scalars decoded. Waits for all that was queued. */
+export function takeKernelTimes(device: number): KernelTime[] {
+  const { binding, numbers, isFloat } = native()
+  const word = new Int32Array(1)
+  const real = new Float32Array(word.buffer)
+  return binding.kernelTimes(device).map(time => {
+    const float = isFloat[numbers[time.op]!]!
+    const scalars = time.scalars.map((raw, k) => {
+      word[0] = raw
+      return float[k] ? real[0]! : raw
+    })
+    return { ...time, scalars }
+  })
 }
