@@ -2,70 +2,70 @@
 // installed (this repository), by plain cmake where it is not (a user's `npx train-core build`); CMakeLists.txt
 // finds the headers by itself then. Called by `npm run build:native`, `train-core build` and binding.gyp's action.
 // The CMake tree is build/cmake, so that node-gyp's own files in build/ and CMake's never meet.
+//   node scripts/build-native.mjs [--config=Debug] [--CD<CMake option>=<value>]
 import { spawnSync } from 'node:child_process'
+import { realpathSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
-const require = createRequire(import.meta.url)
-const opt = Object.fromEntries(process.argv.slice(2).map(a => a.replace(/^--/, '').split('=', 2)))
-const config = opt.config && opt.config !== 'Default' ? opt.config : 'Release'
-
-if (spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status !== 0) {
-  console.error(`train-core: no prebuilt binary fits ${process.platform}-${process.arch}, and CMake was not found.
-Install CMake (>= 3.19) and a C++20 compiler, then run: npx train-core build
-  Debian/Ubuntu: apt-get install cmake g++      macOS: xcode-select --install && brew install cmake`)
-  process.exit(1)
-}
-// `cmake-js build` configures only when there is no CMakeCache.txt, so a changed option would be passed over
-// in silence: configure every time (0.4 s). Not `cmake-js compile`: on a compile error it builds everything twice.
-const flags = {
-  TRAIN_CORE_CUDA: process.env.TRAIN_CORE_CUDA ?? 'AUTO',
-  ...Object.fromEntries(
-    Object.entries(opt)
-      .filter(([k]) => k.startsWith('CD'))
-      .map(([k, v]) => [k.slice(2), v]),
-  ),
-}
 const tree = path.join(root, 'build', 'cmake')
 const jobs = String(process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? os.availableParallelism())
-let cmakeJs
-try {
-  cmakeJs = require.resolve('cmake-js/bin/cmake-js')
-} catch {}
-const pairs = Object.entries(flags)
-const steps = cmakeJs
-  ? [
-      [
-        process.execPath,
-        cmakeJs,
-        'configure',
-        '-d',
-        root,
-        '-O',
-        tree,
-        '-B',
-        config,
-        ...pairs.map(([k, v]) => `--CD${k}=${v}`),
-      ],
-      [process.execPath, cmakeJs, 'build', '-d', root, '-O', tree, '-B', config, '-p', jobs],
-    ]
-  : [
-      [
-        'cmake',
-        '-S',
-        root,
-        '-B',
-        tree,
-        `-DCMAKE_BUILD_TYPE=${config}`,
-        `-DTC_NODE=${process.execPath}`,
-        ...pairs.map(([k, v]) => `-D${k}=${v}`),
-      ],
-      ['cmake', '--build', tree, '--parallel', jobs],
-    ]
-for (const [cmd, ...args] of steps) {
-  const { status } = spawnSync(cmd, args, { stdio: 'inherit', cwd: root })
-  if (status !== 0) process.exit(status ?? 1)
+
+/** Ends the process with one sentence when CMake, make (or Ninja) or a C++ compiler is missing. */
+export function requireTools() {
+  const found = tool => !spawnSync(tool, ['--version'], { stdio: 'ignore' }).error
+  const mac = process.platform === 'darwin'
+  const compilers = [process.env.CXX?.split(' ')[0], 'c++', 'g++', 'clang++'].filter(Boolean)
+  const missing = []
+  if (!found('cmake')) missing.push('CMake (>= 3.19)')
+  if (!compilers.some(found)) missing.push('a C++20 compiler')
+  if (!found('make') && !found('ninja')) missing.push('make')
+  if (!missing.length) return
+  const how = mac ? 'xcode-select --install && brew install cmake' : 'apt-get install cmake g++ make'
+  console.error(
+    `train-core: building for ${process.platform}-${process.arch} needs ${missing.join(' and ')}, not found here; ` +
+      `${mac ? 'get it' : 'on Debian or Ubuntu'}: ${how}`,
+  )
+  process.exit(1)
 }
+
+// `cmake-js build` configures only when there is no CMakeCache.txt, so a changed option would be passed over
+// in silence: configure every time (0.4 s). Not `cmake-js compile`: on a compile error it builds everything twice.
+function withCmakeJs(cmakeJs, config, options) {
+  const where = ['-d', root, '-O', tree, '-B', config]
+  const pairs = Object.entries(options).map(([name, value]) => `--CD${name}=${value}`)
+  return [
+    [process.execPath, cmakeJs, 'configure', ...where, ...pairs],
+    [process.execPath, cmakeJs, 'build', ...where, '-p', jobs],
+  ]
+}
+
+function withCmake(config, options) {
+  const all = { CMAKE_BUILD_TYPE: config, TC_NODE: process.execPath, ...options }
+  const pairs = Object.entries(all).map(([name, value]) => `-D${name}=${value}`)
+  return [
+    ['cmake', '-S', root, '-B', tree, ...pairs],
+    ['cmake', '--build', tree, '--parallel', jobs],
+  ]
+}
+
+function build(args) {
+  const given = Object.fromEntries(args.map(arg => arg.replace(/^--/, '').split(/=(.*)/s, 2)))
+  const config = given.config && given.config !== 'Default' ? given.config : 'Release'
+  const options = { TRAIN_CORE_CUDA: process.env.TRAIN_CORE_CUDA ?? 'AUTO' }
+  for (const name in given) if (name.startsWith('CD')) options[name.slice(2)] = given[name]
+  let cmakeJs
+  try {
+    cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
+  } catch {}
+  requireTools()
+  for (const [command, ...rest] of cmakeJs ? withCmakeJs(cmakeJs, config, options) : withCmake(config, options)) {
+    const { status } = spawnSync(command, rest, { stdio: 'inherit', cwd: root })
+    if (status !== 0) process.exit(status ?? 1)
+  }
+}
+
+if (realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) build(process.argv.slice(2))
