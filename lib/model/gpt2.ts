@@ -1,4 +1,4 @@
-import { currentDevice, type Device } from '../device.js'
+import { currentDevice, type Device, device as openDevice } from '../device.js'
 import { TrainCoreError } from '../errors.js'
 import { attention, attentionCached, kvAppend } from '../ops/attention.js'
 import { embedding } from '../ops/embedding.js'
@@ -8,12 +8,14 @@ import { dropout } from '../ops/random.js'
 import { isRecording, noGrad } from '../tape.js'
 import { type DType, scope, Tensor } from '../tensor.js'
 import { type GPT2Config, paddedVocab } from './config.js'
+import type { GenerateOptions } from './generate.js'
 import { gpt2Parameters } from './names.js'
 import { ParameterSet } from './parameters.js'
 
 /** Where a model runs and in what precision. */
 export interface ModelOptions {
-  device?: Device
+  /** an open device or its name; default: the current one */
+  device?: Device | string
   /** f32, or bf16 (f32 master weights and sums) */
   precision?: DType
 }
@@ -48,12 +50,39 @@ export class GPT2 {
 
   constructor(config: GPT2Config, options: ModelOptions = {}) {
     this.config = config
-    this.device = options.device ?? currentDevice()
+    const { device = currentDevice() } = options
+    this.device = typeof device === 'string' ? openDevice(device) : device
     this.precision = options.precision ?? 'f32'
     const specs = gpt2Parameters(config).map(spec =>
       spec.name === 'transformer.wte.weight' ? { ...spec, storedRows: paddedVocab(config.vocabSize) } : spec,
     )
     this.parameters = new ParameterSet(specs, this.device, this.precision)
+  }
+
+  /**
+   * A model from a directory in Hugging Face layout (config.json, model.safetensors or its shards).
+   *
+   * @throws TrainCoreError ERR_FILE, ERR_CONFIG, ERR_MEMORY
+   */
+  static async load(folder: string, options: ModelOptions = {}): Promise<GPT2> {
+    const { loadGPT2 } = await import('./weights.js')
+    return await loadGPT2(folder, options)
+  }
+
+  /** Writes config.json and model.safetensors (F32), as transformers loads them. @throws TrainCoreError ERR_FILE */
+  async save(folder: string): Promise<void> {
+    const { saveGPT2 } = await import('./weights.js')
+    await saveGPT2(this, folder)
+  }
+
+  /**
+   * Continues a prompt of token ids, one token at a time.
+   *
+   * @throws TrainCoreError ERR_ARGUMENT for an empty or too long prompt, ERR_ABORTED
+   */
+  async *generate(prompt: readonly number[] | Int32Array, options: GenerateOptions = {}): AsyncGenerator<number> {
+    const { generate } = await import('./generate.js')
+    yield* generate(this, prompt, options)
   }
 
   /** The output matrix [Vp,C], tied to the token embedding; rows from V on are padding. */

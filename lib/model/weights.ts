@@ -33,21 +33,32 @@ export async function readConfig(folder: string): Promise<GPT2Config> {
  * Loads a GPT-2 from a directory in Hugging Face layout: config.json and model.safetensors (or its shards), with or without the
  * `transformer.` prefix, F32, F16 or BF16.
  *
+ * @param options.config instead of the folder's own (another dropout, say); the shapes must be the same
  * @throws TrainCoreError ERR_FILE, ERR_CONFIG, ERR_MEMORY
  */
-export async function loadGPT2(folder: string, options: ModelOptions = {}): Promise<GPT2> {
-  const config = await readConfig(folder)
-  const tensors = await openModelTensors(folder)
-  let model: GPT2 | undefined
+export async function loadGPT2(folder: string, options: ModelOptions & { config?: GPT2Config } = {}): Promise<GPT2> {
+  const model = new GPT2(options.config ?? (await readConfig(folder)), options)
   try {
-    const names = resolveNames(tensors.shapes, gpt2Parameters(config), folder)
-    model = new GPT2(config, options)
-    for (const [name, inFile] of names) model.parameters.write(name, await tensors.readFloat32(inFile))
-    model.parameters.syncCompute()
+    await readWeights(model, folder)
     return model
   } catch (error) {
-    model?.free()
+    model.free()
     throw error
+  }
+}
+
+/**
+ * Overwrites a model's parameters with those of a directory.
+ *
+ * @throws TrainCoreError ERR_FILE, naming what is missing, unexpected or of another shape
+ */
+export async function readWeights(model: GPT2, folder: string): Promise<void> {
+  const { parameters, config } = model
+  const tensors = await openModelTensors(folder)
+  try {
+    const names = resolveNames(tensors.shapes, gpt2Parameters(config), folder)
+    for (const [name, inFile] of names) parameters.write(name, await tensors.readFloat32(inFile))
+    parameters.syncCompute()
   } finally {
     await tensors.close()
   }

@@ -2,6 +2,9 @@ import { TrainCoreError } from '../errors.js'
 import { DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
 import { checkSchedule, type ScheduleName } from './schedule.js'
 
+/** What a model is computed in; weights, moments and sums are f32 in any case. */
+export type Precision = 'f32' | 'bf16' | 'f16'
+
 /** Options of a training run: one name for each, in the library, in a configuration file and on the command line (`--batch-size`). */
 export interface TrainOptions {
   /** files, folders and globs: .txt, .jsonl (.gz, .zst), .bin */
@@ -14,7 +17,7 @@ export interface TrainOptions {
   textField?: string
   device?: string
   /** `auto`: bf16 where the device multiplies it faster than f32, else f32 */
-  precision?: 'auto' | 'f32' | 'bf16' | 'f16'
+  precision?: 'auto' | Precision
   /** CPU threads; default all */
   threads?: number
   seed?: number

@@ -1,0 +1,252 @@
+import { createHash } from 'node:crypto'
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { cacheFolder, sampleText, TokenDataset, Tokenizer } from '../data/index.js'
+import { type Device, device as openDevice } from '../device.js'
+import { type GPT2Config, gpt2Config, parameterCount } from '../model/config.js'
+import { GPT2 } from '../model/gpt2.js'
+import { loadGPT2 } from '../model/weights.js'
+import { evaluate } from './evaluate.js'
+import type { TrainHooks, TrainResult } from './hooks.js'
+import { initRandom } from './init.js'
+import { DISTILL_DEFAULTS, distillObjective, pretrainObjective } from './objectives.js'
+import { type Precision, type PretrainOptions, type Resolved, resolvePretrain } from './options.js'
+import { resolvePrecision } from './run.js'
+import { train } from './train.js'
+
+/** Options of {@link mainJob}; names as everywhere. */
+export interface MainJobOptions {
+  device?: string
+  precision?: 'auto' | Precision
+  threads?: number
+  seed?: number
+  /** run directory; default the first of runs/main, runs/main-2, ... that is not finished */
+  out?: string
+}
+
+/** One trained model in the report. */
+export interface MainJobRow {
+  readonly name: 'teacher' | 'student' | 'control'
+  readonly parameters: number
+  /** held-out nats per byte */
+  readonly loss: number
+  /** of training; null for a teacher from the cache */
+  readonly tokensPerSecond: number | null
+  /** device memory while training, highest [bytes]; null as above */
+  readonly peakBytes: number | null
+  readonly seconds: number | null
+}
+
+export interface MainJobReport {
+  readonly interrupted: boolean
+  readonly text: string
+  readonly rows: readonly MainJobRow[]
+  readonly prompt: string
+  /** the student's continuation of the prompt */
+  readonly sample: string
+  /** the student in Hugging Face layout; null when interrupted */
+  readonly final: string | null
+  readonly out: string
+}
+
+export interface MainJobHooks extends TrainHooks {
+  /** a part of the job begins; `steps` is how many steps it takes (0: it is in the cache) */
+  onStage?: (name: MainJobRow['name'], steps: number) => void
+}
+
+const SEQ_LEN = 256
+const BATCH_SIZE = 8
+const TEACHER = { layers: 4, heads: 4, width: 256 }
+const STUDENT = { layers: 2, heads: 4, width: 128 }
+const TEACHER_STEPS = 1000
+const STUDENT_STEPS = 600
+/** Share of the text that no model is trained on: its end. */
+const HELD_OUT = 0.1
+const PROMPT = 'The whale '
+const SAMPLE_TOKENS = 240
+
+interface Stage {
+  name: MainJobRow['name']
+  steps: number
+  lr: number
+  seed: number
+  out: string
+}
+
+/**
+ * The job that `npx train-core` does: on a public-domain book, train a small teacher (once: it is kept in the cache), distil a smaller
+ * student from it, train the same student without the teacher as a control, and measure all three on text that none has seen.
+ *
+ * @throws TrainCoreError as pretrain() and distill()
+ */
+export async function mainJob(options: MainJobOptions = {}, hooks: MainJobHooks = {}): Promise<MainJobReport> {
+  const device = openDevice(options.device ?? 'auto', options.threads ? { threads: options.threads } : {})
+  const job = new MainJob(device, resolvePrecision(device, options.precision ?? 'auto'), options, hooks)
+  return await job.run()
+}
+
+class MainJob {
+  readonly #device: Device
+  readonly #precision: Precision
+  readonly #seed: number
+  readonly #out: string
+  readonly #hooks: MainJobHooks
+  readonly #rows: MainJobRow[] = []
+  #title = ''
+  #tokenizer!: Tokenizer
+  #data!: TokenDataset
+  #heldOut!: TokenDataset
+
+  constructor(device: Device, precision: Precision, options: MainJobOptions, hooks: MainJobHooks) {
+    this.#device = device
+    this.#precision = precision
+    this.#seed = options.seed ?? 0
+    this.#out = options.out ?? freeName('runs/main')
+    this.#hooks = hooks
+  }
+
+  async run(): Promise<MainJobReport> {
+    const { name, text } = await sampleText()
+    this.#title = name
+    this.#tokenizer = await Tokenizer.load('byte')
+    const ids = this.#tokenizer.encode(text)
+    const cut = Math.floor(ids.length * (1 - HELD_OUT))
+    this.#data = TokenDataset.fromIds(ids.subarray(0, cut), this.#tokenizer.eosId)
+    this.#heldOut = TokenDataset.fromIds(ids.subarray(cut), this.#tokenizer.eosId)
+    const teacher = await this.#teacher()
+    if (!teacher) return this.#report('', null)
+    try {
+      const student = await this.#student('student', teacher, this.#out)
+      if (!student.final) return this.#report('', null)
+      const control = await this.#student('control', null, path.join(this.#out, 'control'))
+      if (!control.final) return this.#report('', null)
+      return this.#report(await this.#sample(student.final), student.final)
+    } finally {
+      teacher.free()
+    }
+  }
+
+  /** From the cache, or trained into it; null when interrupted. */
+  async #teacher(): Promise<GPT2 | null> {
+    const config = this.#config(TEACHER)
+    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 1e-3, seed: 0, out: '' } as const
+    const settings = JSON.stringify([config, stage, this.#data.hash, this.#device.name, this.#precision, BATCH_SIZE])
+    const key = createHash('sha256').update(settings).digest('hex').slice(0, 16)
+    const out = path.join(cacheFolder(), 'main-job', key)
+    const final = path.join(out, 'final')
+    if (existsSync(final)) {
+      this.#hooks.onStage?.('teacher', 0)
+      const teacher = await loadGPT2(final, { device: this.#device, precision: this.#precision })
+      await this.#row('teacher', teacher, null)
+      return teacher
+    }
+    const teacher = new GPT2(config, { device: this.#device, precision: this.#precision })
+    try {
+      const result = await this.#train({ ...stage, out }, teacher, null)
+      if (result.final) return teacher
+    } catch (error) {
+      teacher.free()
+      throw error
+    }
+    teacher.free()
+    return null
+  }
+
+  async #student(name: 'student' | 'control', teacher: GPT2 | null, out: string): Promise<TrainResult> {
+    const model = new GPT2(this.#config(STUDENT), { device: this.#device, precision: this.#precision })
+    try {
+      return await this.#train({ name, steps: STUDENT_STEPS, lr: 2e-3, seed: this.#seed, out }, model, teacher)
+    } finally {
+      model.free()
+    }
+  }
+
+  async #train(stage: Stage, model: GPT2, teacher: GPT2 | null): Promise<TrainResult> {
+    const { name, steps, lr, seed, out } = stage
+    this.#hooks.onStage?.(name, steps)
+    await initRandom(model, seed)
+    const options: Resolved<PretrainOptions> = resolvePretrain({
+      model: `L=${model.config.layers},H=${model.config.heads},C=${model.config.width}`,
+      data: [this.#title],
+      tokenizer: 'byte',
+      steps,
+      lr,
+      seed,
+      out,
+      batchSize: BATCH_SIZE,
+      seqLen: SEQ_LEN,
+      device: this.#device.name,
+      precision: this.#precision,
+      saveEvery: 200,
+      keep: 1,
+    })
+    const weights = { ...DISTILL_DEFAULTS, cos: teacher && teacher.config.width !== model.config.width ? 0 : 1 }
+    const objective = teacher ? distillObjective(model, teacher, weights) : pretrainObjective()
+    const result = await train(
+      {
+        kind: teacher ? 'distill' : 'pretrain',
+        options,
+        model,
+        modelName: name,
+        teacher,
+        teacherName: teacher && 'teacher',
+        objective,
+        tokenizer: this.#tokenizer,
+        data: this.#data,
+        evalData: null,
+        seqLen: SEQ_LEN,
+      },
+      this.#hooks,
+    )
+    if (!result.interrupted) await this.#row(name, model, result)
+    return result
+  }
+
+  async #row(name: MainJobRow['name'], model: GPT2, result: TrainResult | null): Promise<void> {
+    const { loss } = await evaluate(model, this.#heldOut, { batchSize: 32, seqLen: SEQ_LEN })
+    const { tokensPerSecond = null, peakBytes = null, seconds = null } = result ?? {}
+    this.#rows.push({ name, parameters: parameterCount(model.config), loss, tokensPerSecond, peakBytes, seconds })
+  }
+
+  async #sample(folder: string): Promise<string> {
+    const model = await loadGPT2(folder, { device: this.#device, precision: this.#precision })
+    const decoder = this.#tokenizer.createDecoder()
+    let text = ''
+    const prompt = this.#tokenizer.encode(PROMPT)
+    const options = { maxTokens: SAMPLE_TOKENS, temperature: 0.8, topK: 40, seed: this.#seed }
+    try {
+      for await (const id of model.generate(prompt, { ...options, signal: this.#hooks.signal }))
+        text += decoder.push(id)
+      return text + decoder.flush()
+    } finally {
+      model.free()
+    }
+  }
+
+  #config(shape: { layers: number; heads: number; width: number }): GPT2Config {
+    const { vocabSize, eosId } = this.#tokenizer
+    return gpt2Config({ ...shape, vocabSize, positions: SEQ_LEN, eosId })
+  }
+
+  #report(sample: string, final: string | null): MainJobReport {
+    const { length: done } = this.#rows
+    return {
+      interrupted: done < 3,
+      text: this.#title,
+      rows: this.#rows,
+      prompt: PROMPT,
+      sample,
+      final,
+      out: this.#out,
+    }
+  }
+}
+
+/** The first of name, name-2, ... that holds no finished run. */
+function freeName(name: string): string {
+  for (let k = 1; ; k++) {
+    const candidate = k === 1 ? name : `${name}-${k}`
+    if (!existsSync(path.join(candidate, 'final')) || !existsSync(path.join(candidate, 'control', 'final')))
+      return candidate
+  }
+}

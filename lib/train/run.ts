@@ -1,0 +1,225 @@
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { openDataset, type TokenDataset, Tokenizer } from '../data/index.js'
+import { type Device, device as openDevice } from '../device.js'
+import { TrainCoreError } from '../errors.js'
+import { type GPT2Config, PRESET_NAMES, parameterCount, parseModel } from '../model/config.js'
+import { GPT2 } from '../model/gpt2.js'
+import { loadGPT2, readConfig } from '../model/weights.js'
+import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
+import { initFromTeacher, initRandom } from './init.js'
+import { distillObjective, initProjection, pretrainObjective } from './objectives.js'
+import {
+  type DistillOptions,
+  type Precision,
+  type PretrainOptions,
+  type Resolved,
+  resolveDistill,
+  resolvePretrain,
+  type TrainOptions,
+} from './options.js'
+import { checkSeqLen, planOf, type TrainJob, train } from './train.js'
+
+/** A model named by a user: its configuration, and the folder of its weights where it has any. */
+interface NamedModel {
+  name: string
+  config: GPT2Config
+  folder: string | null
+}
+
+/** What pretrain and distill have in common, opened and checked; no weights yet. */
+interface Setup {
+  device: Device
+  precision: Precision
+  tokenizer: Tokenizer
+  model: NamedModel
+  teacher: NamedModel | null
+  seqLen: number
+  data: TokenDataset
+  evalData: TokenDataset | null
+}
+
+/** bf16 where the CPU multiplies it natively (AVX512-BF16, AMX) or the device is a GPU, else f32. */
+export function resolvePrecision(device: Device, precision: 'auto' | Precision): Precision {
+  if (precision !== 'auto') return precision
+  if (device.name !== 'cpu') return 'bf16'
+  return ['avx512bf16', 'amx'].includes(device.info().isa) ? 'bf16' : 'f32'
+}
+
+/**
+ * Trains by cross-entropy, from scratch or from weights.
+ *
+ * @throws TrainCoreError ERR_CONFIG, ERR_FILE, ERR_DATA, ERR_DEVICE, ERR_MEMORY; what was reached stays in the run directory
+ */
+export async function pretrain(options: PretrainOptions, hooks: TrainHooks = {}): Promise<TrainResult> {
+  const resolved = resolvePretrain(options)
+  return await withSetup(resolved, resolved.model, null, hooks, async setup => {
+    const { model: named, device, precision } = setup
+    const model = named.folder
+      ? await loadGPT2(named.folder, { device, precision, config: named.config })
+      : new GPT2(named.config, { device, precision })
+    try {
+      if (!named.folder) await initRandom(model, resolved.seed)
+      return await train(jobOf('pretrain', resolved, setup, model, null, pretrainObjective()), hooks)
+    } finally {
+      model.free()
+    }
+  })
+}
+
+/**
+ * Distils a teacher into a student: DistilBERT's triple loss and its family.
+ *
+ * @throws TrainCoreError as {@link pretrain}
+ */
+export async function distill(options: DistillOptions, hooks: TrainHooks = {}): Promise<TrainResult> {
+  const resolved = resolveDistill(options)
+  return await withSetup(resolved, resolved.student, resolved.teacher, hooks, async setup => {
+    const { device, precision, model: named } = setup
+    const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision })
+    let student: GPT2 | undefined
+    try {
+      student = await makeStudent(named, resolved, setup, teacher)
+      const objective = distillObjective(student, teacher, resolved)
+      if (objective.extra) await initProjection(objective.extra, resolved.seed)
+      return await train(jobOf('distill', resolved, setup, student, teacher, objective), hooks)
+    } finally {
+      student?.free()
+      teacher.free()
+    }
+  })
+}
+
+/** What {@link pretrain} would do; trains and writes nothing. @throws as pretrain */
+export async function planPretrain(options: PretrainOptions, hooks: TrainHooks = {}): Promise<RunPlan> {
+  const resolved = resolvePretrain(options)
+  return await withSetup(resolved, resolved.model, null, hooks, setup => planSetup('pretrain', resolved, setup))
+}
+
+/** What {@link distill} would do; trains and writes nothing. @throws as distill */
+export async function planDistill(options: DistillOptions, hooks: TrainHooks = {}): Promise<RunPlan> {
+  const resolved = resolveDistill(options)
+  return await withSetup(resolved, resolved.student, resolved.teacher, hooks, setup =>
+    planSetup('distill', resolved, setup),
+  )
+}
+
+async function planSetup(kind: RunPlan['kind'], options: Resolved<TrainOptions>, setup: Setup): Promise<RunPlan> {
+  const { device, precision, model, teacher } = setup
+  const summary = ({ name, config }: NamedModel): RunPlan['model'] => {
+    return { name, config, parameters: parameterCount(config) }
+  }
+  const job = jobOf(kind, options, setup, null, null, null)
+  const described = device.info().description
+  const { plan } = await planOf(job, summary(model), teacher && summary(teacher), described, precision)
+  return plan
+}
+
+function jobOf<M extends GPT2 | null, O>(
+  kind: RunPlan['kind'],
+  options: Resolved<TrainOptions>,
+  setup: Setup,
+  model: M,
+  teacher: GPT2 | null,
+  objective: O,
+): Omit<TrainJob, 'model' | 'objective'> & { model: M; objective: O } {
+  const { tokenizer, data, evalData, seqLen } = setup
+  const names = { modelName: setup.model.name, teacherName: setup.teacher?.name ?? null }
+  return { kind, options, model, teacher, objective, tokenizer, data, evalData, seqLen, ...names }
+}
+
+async function makeStudent(
+  named: NamedModel,
+  options: Resolved<DistillOptions> & Required<DistillOptions>,
+  setup: Setup,
+  teacher: GPT2,
+): Promise<GPT2> {
+  const { device, precision } = setup
+  const { init, layerMap, seed } = options
+  const isFolder = init !== 'random' && init !== 'teacher-layers'
+  if (named.folder && isFolder && init !== named.folder)
+    throw new TrainCoreError('ERR_CONFIG', `--init ${init} and --student ${named.folder} both name weights`, {
+      help: 'give one of them',
+    })
+  const folder = named.folder ?? (isFolder ? init : null)
+  if (folder) return await loadGPT2(folder, { device, precision, config: named.config })
+  const student = new GPT2(named.config, { device, precision })
+  try {
+    if (init === 'teacher-layers') await initFromTeacher(student, teacher, layerMap)
+    else await initRandom(student, seed)
+    return student
+  } catch (error) {
+    student.free()
+    throw error
+  }
+}
+
+/** Opens device, tokenizer, configurations and data, in an order that refuses the cheap mistakes first; closes them at the end. */
+async function withSetup<T>(
+  options: Resolved<TrainOptions>,
+  modelText: string,
+  teacherText: string | null,
+  hooks: TrainHooks,
+  body: (setup: Setup) => Promise<T>,
+): Promise<T> {
+  const device = openDevice(options.device, options.threads ? { threads: options.threads } : {})
+  const precision = resolvePrecision(device, options.precision)
+  const teacher = teacherText === null ? null : await nameModel(teacherText, null, options)
+  if (teacher && !teacher.folder)
+    throw new TrainCoreError('ERR_CONFIG', `--teacher must have weights; got ${teacherText}`, {
+      help: 'name a folder in Hugging Face layout, or a preset whose weights are at hand',
+    })
+  const tokenizer = await Tokenizer.load(tokenizerOf(options.tokenizer, [modelText, teacherText]))
+  const model = await nameModel(modelText, tokenizer, options)
+  for (const [whose, { config }] of Object.entries({ model, ...(teacher && { teacher }) })) {
+    if (config.vocabSize < tokenizer.vocabSize)
+      throw new TrainCoreError(
+        'ERR_CONFIG',
+        `the ${whose} has ${config.vocabSize} tokens, the tokenizer ${tokenizer.name} ${tokenizer.vocabSize}`,
+        { help: 'name the tokenizer that belongs to the model with --tokenizer' },
+      )
+    if (options.seqLen) checkSeqLen(options.seqLen, config.positions, whose)
+  }
+  const positions = Math.min(model.config.positions, teacher?.config.positions ?? model.config.positions)
+  const seqLen = options.seqLen ?? Math.min(256, positions)
+  const opened: TokenDataset[] = []
+  const open = async (files: readonly string[]): Promise<TokenDataset> => {
+    const onWarning = ({ message }: { message: string }): void => hooks.onWarning?.(message)
+    const { textField, signal } = { ...options, signal: hooks.signal }
+    const dataset = await openDataset({ files, tokenizer, textField, onWarning, signal })
+    opened.push(dataset)
+    return dataset
+  }
+  try {
+    const data = await open(options.data)
+    const evalData = options.evalData?.length ? await open(options.evalData) : null
+    return await body({ device, precision, tokenizer, model, teacher, seqLen, data, evalData })
+  } finally {
+    for (const dataset of opened) await dataset.close()
+  }
+}
+
+/** The first of the named folders that holds a tokenizer, unless one is named. */
+function tokenizerOf(named: string | undefined, models: readonly (string | null)[]): string {
+  if (named) return named
+  const folder = models.find(text => text !== null && existsSync(path.join(text, 'tokenizer.json')))
+  return folder ?? 'gpt2'
+}
+
+async function nameModel(
+  text: string,
+  tokenizer: Tokenizer | null,
+  options: Resolved<TrainOptions>,
+): Promise<NamedModel> {
+  const defaults = { vocabSize: tokenizer?.vocabSize, positions: options.seqLen }
+  const parsed = existsSync(path.join(text, 'config.json')) ? undefined : parseModel(text, defaults)
+  if (!parsed && !existsSync(text))
+    throw new TrainCoreError('ERR_FILE', `no model is called ${text}`, {
+      help: `name a folder in Hugging Face layout, L=..,H=..,C=.. or one of ${PRESET_NAMES.join(', ')}`,
+    })
+  const config = parsed ?? (await readConfig(text))
+  const { dropout: p } = options
+  const dropout = p === undefined ? config.dropout : { embedding: p, attention: p, residual: p }
+  const eosId = config.eosId ?? tokenizer?.eosId
+  return { name: text, config: { ...config, dropout, eosId }, folder: parsed ? null : text }
+}

@@ -1,0 +1,150 @@
+import { BatchSource, type TokenDataset, type Tokenizer } from '../data/index.js'
+import { TrainCoreError } from '../errors.js'
+import { parameterCount } from '../model/config.js'
+import type { GPT2 } from '../model/gpt2.js'
+import { readWeights, saveGPT2 } from '../model/weights.js'
+import { packageVersion } from '../native-loader.js'
+import { findResumable, hashConfig } from './checkpoint.js'
+import { evaluate } from './evaluate.js'
+import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
+import { trainLoop } from './loop.js'
+import type { Objective } from './objectives.js'
+import type { Resolved, TrainOptions } from './options.js'
+import { openRun } from './run-directory.js'
+import { Trainer } from './trainer.js'
+
+/** A run with everything opened: what {@link train} takes. The caller keeps ownership of models and datasets. */
+export interface TrainJob {
+  readonly kind: 'pretrain' | 'distill'
+  readonly options: Resolved<TrainOptions>
+  readonly model: GPT2
+  readonly modelName: string
+  readonly teacher: GPT2 | null
+  readonly teacherName: string | null
+  readonly objective: Objective
+  readonly tokenizer: Tokenizer
+  readonly data: TokenDataset
+  readonly evalData: TokenDataset | null
+  readonly seqLen: number
+}
+
+/** Options that do not change what is learnt: a run may go on with others. */
+const INCIDENTAL: ReadonlySet<string> = new Set([
+  'data',
+  'evalData',
+  'tokenizer',
+  'textField',
+  'threads',
+  'evalEvery',
+  'saveEvery',
+  'keep',
+  'out',
+  'resume',
+])
+
+/** Decides whether a checkpoint is of this run. */
+function identity(job: Omit<TrainJob, 'objective' | 'model' | 'teacher'> & { config: unknown }): string {
+  const options = Object.fromEntries(Object.entries(job.options).filter(([name]) => !INCIDENTAL.has(name)))
+  const { kind, seqLen, data, tokenizer, config } = job
+  return hashConfig({ kind, options, seqLen, data: data.hash, tokenizer: tokenizer.hash, config })
+}
+
+/** What a job is going to do. @throws TrainCoreError ERR_FILE */
+export async function planOf(
+  job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>,
+  model: RunPlan['model'],
+  teacher: RunPlan['teacher'],
+  device: string,
+  precision: string,
+): Promise<{ plan: RunPlan; configHash: string }> {
+  const { options, data, seqLen } = job
+  const configHash = identity({ ...job, config: model.config })
+  const { checkpoint } = await findResumable(options.out, configHash)
+  const tokensPerStep = options.batchSize * seqLen * options.gradAccum
+  const plan = {
+    kind: job.kind,
+    options: { ...options, seqLen },
+    device,
+    precision,
+    tokenizer: job.tokenizer.name,
+    model,
+    teacher,
+    seqLen,
+    dataTokens: data.tokens,
+    evalTokens: job.evalData?.tokens ?? 0,
+    tokensPerStep,
+    epochs: (tokensPerStep * options.steps) / Math.max(1, data.tokens - 1),
+    out: options.out,
+    fromStep: options.resume === 'never' ? 0 : (checkpoint?.state.step ?? 0),
+  }
+  return { plan, configHash }
+}
+
+/**
+ * Trains `job.model` by `job.objective`, in a run directory: goes on from its newest checkpoint as if never interrupted, logs, evaluates,
+ * saves, and leaves the model in `final/`.
+ *
+ * @throws TrainCoreError ERR_CONFIG, ERR_FILE, ERR_DATA, ERR_MEMORY; what was reached stays in the run directory's checkpoints
+ */
+export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<TrainResult> {
+  const { model, options, seqLen, tokenizer } = job
+  const { device } = model
+  const began = performance.now()
+  device.resetPeak()
+  const summary = (name: string, of: GPT2): RunPlan['model'] => {
+    return { name, config: of.config, parameters: parameterCount(of.config) }
+  }
+  const teacher = job.teacher && summary(job.teacherName!, job.teacher)
+  const described = device.info().description
+  const { plan, configHash } = await planOf(job, summary(job.modelName, model), teacher, described, model.precision)
+  const source = new BatchSource(job.data, { ...options, seqLen })
+  const environment = { train_core: packageVersion(), device: described, precision: model.precision }
+  const config = { command: job.kind, ...plan.options, model_config: model.config }
+  const { keep, resume, out } = options
+  const { run, checkpoint, warnings } = await openRun(out, { config, configHash, environment, keep, resume })
+  let trainer: Trainer | undefined
+  try {
+    for (const warning of warnings) hooks.onWarning?.(warning)
+    hooks.onPlan?.({ ...plan, fromStep: checkpoint?.state.step ?? 0 })
+    trainer = new Trainer(model, job.objective, { ...options, seqLen })
+    if (checkpoint) {
+      await readWeights(model, checkpoint.path)
+      await trainer.loadState(checkpoint.path)
+    }
+    const { batchSize } = options
+    const { evalData } = job
+    const saveModel = async (folder: string): Promise<void> => {
+      await saveGPT2(model, folder)
+      await tokenizer.save(folder)
+    }
+    const result = await trainLoop({
+      trainer,
+      source,
+      options,
+      run,
+      checkpoint,
+      evaluate: evalData && (async () => (await evaluate(model, evalData, { batchSize, seqLen })).loss),
+      save: async folder => {
+        await saveModel(folder)
+        await trainer!.saveState(folder)
+      },
+      hooks,
+    })
+    const final = result.interrupted ? null : await run.saveFinal(saveModel)
+    const seconds = (performance.now() - began) / 1000
+    const { peak: peakBytes } = device.info()
+    return { ...result, seconds, peakBytes, parameters: parameterCount(model.config), out, final }
+  } finally {
+    trainer?.free()
+    run.close()
+  }
+}
+
+/** @throws TrainCoreError ERR_CONFIG where the model has fewer positions than a row has tokens */
+export function checkSeqLen(seqLen: number, positions: number, whose: string): void {
+  if (seqLen > positions)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `--seq-len must be at most the ${whose}'s ${positions} positions; got ${seqLen}`,
+    )
+}

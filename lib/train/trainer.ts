@@ -1,0 +1,217 @@
+import path from 'node:path'
+import type { Batch } from '../data/index.js'
+import { TrainCoreError } from '../errors.js'
+import type { GPT2 } from '../model/gpt2.js'
+import type { ParameterSet } from '../model/parameters.js'
+import { openSafetensors, type TensorSource, writeSafetensors } from '../model/safetensors.js'
+import { fill } from '../ops/elementwise.js'
+import { adamw, globalNorm } from '../ops/optim.js'
+import { createRng, setRngStep } from '../ops/random.js'
+import { type CapturedStep, capture } from '../step.js'
+import { Tensor } from '../tensor.js'
+import { type Objective, PART_NAMES, type StepInputs } from './objectives.js'
+
+/** What one optimizer step needs beside its batches. */
+export interface TrainerOptions {
+  batchSize: number
+  seqLen: number
+  gradAccum: number
+  /** of dropout */
+  seed: number
+  beta1: number
+  beta2: number
+  eps: number
+  weightDecay: number
+  gradClip: number
+  packDocuments: boolean
+}
+
+/** What an optimizer step came to. */
+export interface StepFigures {
+  /** nats per token: sum of coefficient · part */
+  loss: number
+  /** mean per token of each part of the objective, unweighted, in the order of PART_NAMES */
+  parts: number[]
+  /** global norm of the gradients, before clipping */
+  gradNorm: number
+  /** predictions that counted */
+  tokens: number
+}
+
+/** The moments of one flat parameter buffer. */
+interface Moments {
+  set: ParameterSet
+  m: Tensor
+  v: Tensor
+}
+
+const OPTIMIZER_FILE = 'optimizer.safetensors'
+
+/**
+ * One optimizer step at a time: forward and backward of each micro-batch, then the global norm, clipping and AdamW, in f32. Both halves
+ * are captured: from the third step on each is one call into the addon. Loss and gradients are means over all tokens of the step, so that
+ * 8 micro-batches of 1 row are one of 8.
+ */
+export class Trainer {
+  readonly model: GPT2
+  readonly objective: Objective
+  readonly #options: TrainerOptions
+  readonly #moments: Moments[]
+  readonly #inputs: StepInputs
+  readonly #rng: Tensor
+  /** [learning rate, step counted from 1] */
+  readonly #schedule: Tensor
+  readonly #norm: Tensor
+  readonly #micro: CapturedStep<readonly Tensor[]>
+  readonly #update: CapturedStep<readonly Tensor[]>
+
+  constructor(model: GPT2, objective: Objective, options: TrainerOptions) {
+    const { device } = model
+    const { batchSize: B, seqLen: T } = options
+    this.model = model
+    this.objective = objective
+    this.#options = options
+    const sets = objective.extra ? [model.parameters, objective.extra] : [model.parameters]
+    this.#moments = sets.map(set => {
+      set.allocateGradients()
+      return { set, m: Tensor.zeros([set.size], { device }), v: Tensor.zeros([set.size], { device }) }
+    })
+    const ids = (shape: number[]): Tensor => Tensor.from(new Int32Array(B * T), shape, { device })
+    const { embedding, attention, residual } = model.config.dropout
+    this.#rng = createRng(options.seed, device)
+    this.#inputs = {
+      tokens: ids([B, T]),
+      targets: ids([B * T]),
+      weights: Tensor.zeros([B * T], { device }),
+      seed: Tensor.zeros([1], { device }),
+      sums: Tensor.zeros([PART_NAMES.length], { device }),
+      until: options.packDocuments ? ids([B, T]) : null,
+      positions: options.packDocuments ? ids([B, T]) : null,
+      rng: embedding || attention || residual ? this.#rng : null,
+    }
+    this.#schedule = Tensor.zeros([2], { device })
+    this.#norm = Tensor.zeros([1 + sets.length], { device })
+    this.#micro = capture(
+      () => {
+        objective.micro(model, this.#inputs)
+        return []
+      },
+      { device },
+    )
+    this.#update = capture(
+      () => {
+        this.#optimize()
+        return []
+      },
+      { device },
+    )
+  }
+
+  /**
+   * Trains on the micro-batches of one optimizer step.
+   *
+   * @param step counted from 0
+   * @returns figures of the weights before the step; where `gradNorm` is not finite the weights were left as they were
+   * @throws TrainCoreError ERR_DATA (a token outside the vocabulary), ERR_MEMORY
+   */
+  async step(batches: readonly Batch[], step: number, lr: number): Promise<StepFigures> {
+    const { tokens, targets, weights, seed, sums, until, positions } = this.#inputs
+    const rows = batches.map(batch => batch.weights ?? new Float32Array(batch.targets.length).fill(1))
+    const total = rows.reduce((sum, row) => sum + row.reduce((a, b) => a + b, 0), 0)
+    for (const { set } of this.#moments) fill(set.gradients!, 0)
+    fill(sums, 0)
+    seed.write([total > 0 ? 1 / total : 0])
+    for (const [k, batch] of batches.entries()) {
+      tokens.write(batch.inputs)
+      targets.write(batch.targets)
+      weights.write(rows[k])
+      if (until) until.write(batch.until!)
+      if (positions) positions.write(batch.positions!)
+      setRngStep(this.#rng, this.#options.seed, step * batches.length + k)
+      this.#micro()
+    }
+    this.#schedule.write([lr, step + 1])
+    this.#update()
+    const [partSums, [gradNorm]] = (await Promise.all([sums.read(), this.#norm.view([1]).read()])) as Float32Array[]
+    const parts = Array.from(partSums, sum => (total > 0 ? sum / total : 0))
+    const { coefficients } = this.objective
+    const loss = parts.reduce((sum, part, k) => sum + (coefficients[k] ? coefficients[k] * part : 0), 0)
+    return { loss, parts, gradNorm, tokens: rows.reduce((n, row) => n + row.filter(w => w !== 0).length, 0) }
+  }
+
+  /** The global norm over all buffers into norm[0], then AdamW on each. */
+  #optimize(): void {
+    const { beta1, beta2, eps: epsilon, weightDecay, gradClip: maxNorm } = this.#options
+    const count = this.#moments.length
+    for (const [k, { set }] of this.#moments.entries()) globalNorm(set.gradients!, this.#norm.view([1], 1 + k))
+    const norm = globalNorm(this.#norm.view([count], 1), this.#norm.view([1]))
+    for (const { set, m, v } of this.#moments) {
+      const copy = set.compute === set.master ? null : set.compute
+      const { master: params, gradients: grads, decayCount } = set
+      const options = { beta1, beta2, epsilon, weightDecay, maxNorm, decayCount }
+      adamw({ params, grads: grads!, m, v, schedule: this.#schedule, norm, copy }, options)
+    }
+  }
+
+  /** The name of the first parameter whose gradient holds a NaN or an infinity; null where none does. */
+  async firstNonFinite(): Promise<string | null> {
+    for (const { set } of this.#moments)
+      for (const { name } of set.specs)
+        if (!(await set.readFrom(set.gradients!, name)).every(Number.isFinite)) return name
+    return null
+  }
+
+  /** Writes moments, and parameters that the model's own file lacks, into a checkpoint. @throws TrainCoreError ERR_FILE */
+  async saveState(folder: string): Promise<void> {
+    const tensors: TensorSource[] = this.#moments.flatMap(({ set, m, v }) =>
+      this.#entries(set, m, v).flatMap(([prefix, flat]) =>
+        set.specs.map(({ name, shape }) => ({
+          name: `${prefix}.${name}`,
+          dtype: 'F32',
+          shape,
+          data: () => set.readFrom(flat, name),
+        })),
+      ),
+    )
+    await writeSafetensors(path.join(folder, OPTIMIZER_FILE), tensors)
+  }
+
+  /** Reads what {@link saveState} wrote. @throws TrainCoreError ERR_FILE */
+  async loadState(folder: string): Promise<void> {
+    const file = await openSafetensors(path.join(folder, OPTIMIZER_FILE))
+    try {
+      for (const { set, m, v } of this.#moments) {
+        for (const [prefix, flat] of this.#entries(set, m, v))
+          for (const { name } of set.specs) set.writeTo(flat, name, await file.readFloat32(`${prefix}.${name}`))
+        set.syncCompute()
+      }
+    } catch (cause) {
+      if (cause instanceof TrainCoreError && cause.code !== 'ERR_ARGUMENT') throw cause
+      throw new TrainCoreError('ERR_FILE', `${file.path} is of another model: ${(cause as Error).message}`, { cause })
+    } finally {
+      await file.close()
+    }
+  }
+
+  #entries(set: ParameterSet, m: Tensor, v: Tensor): [string, Tensor][] {
+    const moments: [string, Tensor][] = [
+      ['exp_avg', m],
+      ['exp_avg_sq', v],
+    ]
+    return set === this.model.parameters ? moments : [['parameter', set.master], ...moments]
+  }
+
+  /** Frees everything but the model. */
+  free(): void {
+    this.#micro.free()
+    this.#update.free()
+    for (const { set, m, v } of this.#moments) {
+      set.freeGradients()
+      m.free()
+      v.free()
+    }
+    this.objective.extra?.free()
+    for (const tensor of [...Object.values(this.#inputs), this.#rng, this.#schedule, this.#norm])
+      (tensor as Tensor | null)?.free()
+  }
+}
