@@ -3,7 +3,7 @@ export { availableDevices, backends, currentDevice, Device, device, opTable, set
 export { type ErrorCode, TrainCoreError } from './errors.js'
 export type { BackendReport, DeviceInfo, OpRow } from './native.js'
 export { type AttentionOptions, attention, attentionCached, kvAppend } from './ops/attention.js'
-export { add, cast, fill, gelu, scale, weightedSum } from './ops/elementwise.js'
+export { add, cast, fill, fullLike, gelu, scale, weightedSum } from './ops/elementwise.js'
 export { type EmbeddingOptions, embedding } from './ops/embedding.js'
 export {
   type CachedTeacher,

@@ -138,7 +138,7 @@ export function backward(
         'ERR_SHAPE',
         `[backward] a root without a seed must have 1 element; got ${root}; help: give its gradient`,
       )
-    pending.add(root, seed ?? Tensor.full(root.shape, 1, { dtype: root.dtype, device: root.device }), !seed)
+    pending.add(root, seed ?? run('fill', [root], [NEW], [1])[0]!, !seed)
   })
   const keepAlive = new Set(rootList)
   for (const tensor of topologicalOrder(rootList)) {

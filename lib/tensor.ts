@@ -98,7 +98,7 @@ export class Tensor {
 
   static full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
     const tensor = Tensor.empty(shape, options)
-    callOp('fill', [], [tensor], [value])
+    callOp('fill', [null], [tensor], [value])
     return tensor
   }
 

@@ -44,13 +44,14 @@ void fill(Args& x) {
   const auto whole = [&](double low, double high) {
     return value >= low && value <= high && value == float(int64_t(value));
   };
-  const DType type = x.out[0].dtype;
+  const View& like = x.existing(0) ? x.out[0] : x.in[0];
+  const DType type = like.dtype;
   const bool fits = type == DType::i32   ? whole(-0x1p31, 0x1.fffffep30)
                     : type == DType::u16 ? whole(0, 65535)
                     : type == DType::u8  ? whole(0, 255)
                                          : true;
   x.require(fits, std::string("value must be one that ") + dtype_name(type) + " holds; got " + std::to_string(value));
-  x.output_like(0, x.out[0]);
+  x.output_like(0, like);
 }
 void weighted_sum(Args& x) {
   x.require_dtype(x.in[0].dtype == DType::f32, "x must be f32", x.in[0]);

@@ -35,7 +35,12 @@ export function cast(x: Tensor, dtype: DType, into?: Tensor): Tensor {
 
 /** Overwrites a tensor with one value. */
 export function fill(x: Tensor, value: number): Tensor {
-  return run('fill', [], [x], [value])[0]!
+  return run('fill', [null], [x], [value])[0]!
+}
+
+/** A new tensor of x's shape and dtype, filled with one value; may be made inside a captured step. */
+export function fullLike(x: Tensor, value: number): Tensor {
+  return run('fill', [x], [NEW], [value])[0]!
 }
 
 /**

@@ -6,7 +6,7 @@ import { cosineLoss, headLossBackward } from '../ops/loss.js'
 import { matmul } from '../ops/matmul.js'
 import { createRng, randomNormal } from '../ops/random.js'
 import { backward, noGrad, reshape } from '../tape.js'
-import { run, scope, Tensor } from '../tensor.js'
+import { NEW, run, scope, Tensor } from '../tensor.js'
 
 /** Device tensors of one micro-batch. */
 export interface StepInputs extends ForwardOptions {
@@ -117,14 +117,7 @@ export function distillObjective(student: GPT2, teacher: GPT2, weights: DistillW
 
 /** The rows' weights times a coefficient. */
 function scaled(inputs: StepInputs, by: number): Tensor {
-  return by === 1
-    ? inputs.weights
-    : run(
-        'scale',
-        [inputs.weights, null],
-        [Tensor.empty([inputs.weights.size], { device: inputs.weights.device })],
-        [by],
-      )[0]!
+  return by === 1 ? inputs.weights : run('scale', [inputs.weights, null], [NEW], [by])[0]!
 }
 
 function addParts(inputs: StepInputs, parts: Tensor): void {

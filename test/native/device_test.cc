@@ -110,7 +110,7 @@ TEST(the_op_table_reads_its_own_lines) {
   CHECK(!adamw.has_workspace && adamw.input_optional[2] && !adamw.input_optional[1]);
   CHECK(adamw.output_kind[0] == '!' && adamw.output_optional[3] && !adamw.output_optional[2]);
   CHECK(op_info(Op::column_sum).output_kind[0] == '+' && op_info(Op::column_sum).has_workspace);
-  CHECK(op_info(Op::fill).input_count == 0 && op_info(Op::matmul).output_kind[0] == ' ');
+  CHECK(op_info(Op::fill).input_count == 1 && op_info(Op::matmul).output_kind[0] == ' ');
   for (int op = 0; op < kOpCount; op++) {
     const OpInfo& info = op_info(Op(op));
     CHECK(info.output_count >= 1 && (cpu::backend.workspaces[op] != nullptr) == info.has_workspace &&

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { bf16ToFloat32, f16ToFloat32, float32ToBf16, float32ToF16 } from '../../lib/dtype.js'
-import { add, cast, fill, gelu, scale, weightedSum } from '../../lib/ops/elementwise.js'
+import { add, cast, fill, fullLike, gelu, scale, weightedSum } from '../../lib/ops/elementwise.js'
+import { capture } from '../../lib/step.js'
 import { backward, noGrad } from '../../lib/tape.js'
 import { type DType, NEW, run, Tensor } from '../../lib/tensor.js'
 import { assertClose, assertSame, noteBits, rounder } from '../close.js'
@@ -168,6 +169,18 @@ onEachDevice('fill writes every element of a tensor and none beside it', async (
   const none = Tensor.empty([0, 3])
   assert.equal((await fill(none, 1).read()).length, 0)
   assert.ok((await fill(Tensor.empty([2]), Number.NaN).read()).every(Number.isNaN))
+}, ['fill'])
+
+onEachDevice('fullLike makes a tensor of the same shape and dtype, inside a captured step too', async () => {
+  const like = Tensor.from([3, 4], [2, 1], { dtype: 'bf16' })
+  const step = capture(() => ({ made: fullLike(like, 1) }))
+  for (let round = 0; round < 4; round++) {
+    const { made } = step()
+    assert.deepEqual([made.shape, made.dtype], [[2, 1], 'bf16'])
+    assertSame(await made.read(), [0x3f80, 0x3f80], `round ${round}`)
+  }
+  assertSame(await like.toFloat32(), [3, 4], 'left as it was')
+  step.free()
 }, ['fill'])
 
 onEachDevice('weighted sum against float64: rows of weight 0 are not looked at, an existing tensor is added to', async () => {

@@ -1,0 +1,197 @@
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtemp, readdir, readFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { TokenDataset, Tokenizer } from '../../lib/data/index.js'
+import { device, setDefaultDevice } from '../../lib/device.js'
+import { gpt2Config } from '../../lib/model/config.js'
+import { GPT2 } from '../../lib/model/gpt2.js'
+import { evaluate } from '../../lib/train/evaluate.js'
+import type { StepRow } from '../../lib/train/hooks.js'
+import { initRandom } from '../../lib/train/init.js'
+import type { PretrainOptions } from '../../lib/train/options.js'
+import { distill, planPretrain, pretrain } from '../../lib/train/run.js'
+
+process.env.TRAIN_CORE_CACHE = await mkdtemp(join(tmpdir(), 'train-core-cache-'))
+const folder = await mkdtemp(join(tmpdir(), 'train-core-run-'))
+process.on('exit', () => {
+  for (const path of [folder, process.env.TRAIN_CORE_CACHE!]) rmSync(path, { recursive: true, force: true })
+})
+const text = join(folder, 'text.txt')
+writeFileSync(text, 'the cat sat on the mat and the dog sat on the log. '.repeat(60))
+const heldOut = join(folder, 'held-out.txt')
+writeFileSync(heldOut, 'the dog sat on the mat and the cat sat on the log. '.repeat(3))
+setDefaultDevice(device('cpu'))
+
+const BASE = {
+  data: [text],
+  tokenizer: 'byte',
+  device: 'cpu',
+  precision: 'f32',
+  steps: 12,
+  batchSize: 2,
+  seqLen: 16,
+  gradAccum: 2,
+  lr: 3e-3,
+  warmup: 2,
+  saveEvery: 5,
+} as const satisfies Partial<PretrainOptions>
+const MODEL = 'L=2,H=2,C=32'
+
+const out = (name: string): string => join(folder, name)
+const weights = async (run: string): Promise<string> =>
+  createHash('sha256')
+    .update(await readFile(join(run, 'final', 'model.safetensors')))
+    .digest('hex')
+
+/** Rows of the log without what depends on the clock or the machine. */
+function log(run: string): unknown[] {
+  const lines = readFileSync(join(run, 'log.jsonl'), 'utf8').trim().split('\n')
+  return lines.map(line => {
+    const { tokens_per_s: _, mem_bytes: __, ...row } = JSON.parse(line) as Record<string, unknown>
+    return row
+  })
+}
+
+for (const kind of ['pretrain', 'distill'] as const) {
+  const teacher = out('teacher')
+  const options = { ...BASE, dropout: 0.1, evalData: [heldOut], evalEvery: 4 }
+  const begin = (name: string, signal?: AbortSignal, onStep?: (row: StepRow) => void) =>
+    kind === 'pretrain'
+      ? pretrain({ ...options, model: MODEL, out: out(name) }, { signal, onStep })
+      : distill(
+          { ...options, teacher: join(teacher, 'final'), student: 'L=1,H=2,C=16', out: out(name) },
+          { signal, onStep },
+        )
+
+  test(`${kind}: a run that was stopped goes on bit for bit`, async () => {
+    if (kind === 'distill') await pretrain({ ...BASE, model: MODEL, out: teacher })
+    const whole = await begin(`${kind}-whole`)
+    assert.equal(whole.interrupted, false)
+    assert.equal(whole.steps, 12)
+    assert.equal(whole.tokens, 12 * 2 * 2 * 16)
+
+    const stop = new AbortController()
+    const stopAt = (row: StepRow): void => {
+      if (row.step === 7) stop.abort()
+    }
+    const first = await begin(`${kind}-stopped`, stop.signal, stopAt)
+    assert.equal(first.interrupted, true)
+    assert.equal(first.steps, 7)
+    assert.equal(first.final, null)
+    const second = await begin(`${kind}-stopped`)
+    assert.equal(second.interrupted, false)
+    assert.deepEqual(log(out(`${kind}-stopped`)), log(out(`${kind}-whole`)))
+    assert.equal(await weights(out(`${kind}-stopped`)), await weights(out(`${kind}-whole`)))
+    const again = await begin(`${kind}-stopped`)
+    assert.equal(again.loss, null, 'nothing was left to do')
+    assert.equal(again.evalLoss, second.evalLoss)
+  })
+}
+
+test('the loss falls; rows of the log have what they should; the final model is whole', async () => {
+  const rows: StepRow[] = []
+  const run = out('falls')
+  const result = await pretrain({ ...BASE, steps: 40, model: MODEL, out: run }, { onStep: row => rows.push(row) })
+  assert.equal(rows.length, 40)
+  assert.ok(rows[39].loss < rows[0].loss - 1, `${rows[0].loss} -> ${rows[39].loss}`)
+  const { step, loss, ce, lr, grad_norm, tokens, tokens_per_s, mem_bytes } = rows[4]
+  assert.deepEqual([step, tokens], [5, 5 * 64])
+  assert.equal(loss, ce)
+  for (const value of [lr, grad_norm, tokens_per_s, mem_bytes]) assert.ok(value > 0)
+  const files = await readdir(result.final!)
+  for (const name of ['config.json', 'model.safetensors', 'tokenizer.json']) assert.ok(files.includes(name), name)
+  const model = await GPT2.load(result.final!)
+  assert.equal(model.config.eosId, 256)
+  model.free()
+})
+
+test('a plan says what a run would do and writes nothing', async () => {
+  const plan = await planPretrain({ ...BASE, model: MODEL, out: out('planned') })
+  assert.equal(plan.tokensPerStep, 64)
+  assert.equal(plan.model.parameters, 257 * 32 + 16 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 64)
+  assert.ok(plan.dataTokens > 3000)
+  assert.equal(existsSync(out('planned')), false)
+})
+
+test('gradients that are not finite stop the run: step, tensor and checkpoint named, nothing lost', async () => {
+  const run = out('diverges')
+  await assert.rejects(
+    pretrain({ ...BASE, model: MODEL, lr: 1e30, warmup: 0, gradClip: 0, saveEvery: 0, out: run }),
+    (error: Error & { code?: string }) => {
+      assert.equal(error.code, 'ERR_DATA')
+      assert.match(error.message, /training stopped at step \d+: the gradient of transformer\.\S+ is not finite/)
+      assert.match(error.message, /checkpoint of step \d+ in \S+ is good|no step was made/)
+      return true
+    },
+  )
+  const step = log(run).length
+  assert.ok(existsSync(join(run, 'checkpoints', `step-${String(step).padStart(6, '0')}`, 'model.safetensors')))
+})
+
+test('a teacher and a student that do not fit are refused before anything starts', async () => {
+  const teacher = join(out('teacher'), 'final')
+  const given = { ...BASE, teacher, out: out('refused') }
+  const code = (wanted: string, message: RegExp) => (error: Error & { code?: string }) => {
+    assert.equal(error.code, wanted)
+    assert.match(error.message, message)
+    return true
+  }
+  const student = 'L=1,H=2,C=32'
+  await assert.rejects(distill({ ...given, student, tokenizer: 'gpt2' }), code('ERR_CONFIG', /257 tokens.*gpt2/))
+  await assert.rejects(
+    distill({ ...given, student, seqLen: 17 }),
+    code('ERR_CONFIG', /--seq-len.*16 positions; got 17/),
+  )
+  await assert.rejects(
+    distill({ ...given, student, teacher: 'gpt2' }),
+    code('ERR_CONFIG', /--teacher must have weights/),
+  )
+  await assert.rejects(distill({ ...given, student: 'nowhere' }), code('ERR_FILE', /no model is called nowhere/))
+  await assert.rejects(
+    distill({ ...given, student: 'L=3,H=2,C=32', init: 'teacher-layers' }),
+    code('ERR_CONFIG', /at most the teacher's 2 layers; got 3/),
+  )
+  assert.equal(existsSync(out('refused')), false)
+})
+
+test('a student made of teacher layers begins where they are', async () => {
+  const run = out('layers')
+  const teacher = join(out('teacher'), 'final')
+  const rows: StepRow[] = []
+  const student = { student: 'L=2,H=2,C=32', init: 'teacher-layers' }
+  const hooks = { onStep: (row: StepRow) => void rows.push(row) }
+  await distill({ ...BASE, ...student, teacher, steps: 1, warmup: 0, out: run }, hooks)
+  assert.equal(rows[0].kl, 0, 'all layers copied: the student is the teacher')
+  assert.ok(Math.abs(rows[0].cos as number) < 1e-6)
+})
+
+test('evaluation is the mean over all predictions, whatever the batch size', async () => {
+  const tokenizer = await Tokenizer.load('byte')
+  const data = TokenDataset.fromText('to be or not to be, that is the question'.repeat(4), tokenizer)
+  const model = new GPT2(gpt2Config({ layers: 1, heads: 2, width: 16, vocabSize: 257, positions: 16 }))
+  await initRandom(model, 3)
+  const ids = new Int32Array(data.tokens)
+  await data.read(0, ids)
+  let sum = 0
+  for (let start = 0; start < ids.length - 1; start += 16) {
+    const inputs = ids.subarray(start, Math.min(start + 16, ids.length - 1))
+    const logits = await model.logits([inputs])
+    for (let t = 0; t < inputs.length; t++) {
+      const row = Array.from(logits.subarray(t * 257, (t + 1) * 257))
+      const top = Math.max(...row)
+      sum += top + Math.log(row.reduce((total, z) => total + Math.exp(z - top), 0)) - row[ids[start + t + 1]]
+    }
+  }
+  const mean = sum / (ids.length - 1)
+  for (const batchSize of [1, 3, 8]) {
+    const result = await evaluate(model, data, { batchSize, seqLen: 16 })
+    assert.equal(result.tokens, ids.length - 1)
+    assert.ok(Math.abs(result.loss - mean) < 1e-5 * mean, `${result.loss} and ${mean}`)
+    assert.ok(Math.abs(result.perplexity - Math.exp(result.loss)) < 1e-9)
+  }
+  model.free()
+})
