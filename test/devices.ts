@@ -87,6 +87,13 @@ export interface ChildRun {
   digest: string
 }
 
+/** The CPU targets below this process's own. */
+export function lowerTargets(): string[] {
+  const best = device('cpu').info().isa
+  const order = ['scalar', 'avx2', 'avx512', 'avx512bf16', 'amx']
+  return best === 'neon' ? ['scalar'] : order.slice(0, order.indexOf(best))
+}
+
 /**
  * Runs a compiled test file in a process of its own, on the CPU only unless TRAIN_CORE_TEST_DEVICES says otherwise.
  *
