@@ -35,17 +35,13 @@ struct Context {
   napi_ref block_ref = nullptr, error_class = nullptr;
   napi_threadsafe_function settle = nullptr;
   std::mutex mutex;
-  std::vector<PendingRead*> finished;  // guarded by mutex
-  bool posted = false;                 // guarded by mutex
-  size_t pending = 0;                  // JS thread only
-
-  ~Context() {
-    for (PendingRead* read : finished) delete read;
-  }
+  std::vector<std::shared_ptr<PendingRead>> finished;  // guarded by mutex
+  bool posted = false;                                 // guarded by mutex
+  size_t pending = 0;                                  // JS thread only
 };
 
 napi_value make_error(napi_env env, Context& context, const char* code, const std::string& text) {
-  napi_value arguments[2], error_class = nullptr, error = nullptr;
+  napi_value arguments[2] = {}, error_class = nullptr, error = nullptr;
   napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &arguments[0]);
   napi_create_string_utf8(env, text.c_str(), text.size(), &arguments[1]);
   if (context.error_class) napi_get_reference_value(env, context.error_class, &error_class);
@@ -294,14 +290,14 @@ napi_value call(napi_env, Context& c, napi_value*, size_t) {
 void settle_reads(napi_env env, napi_value, void* data, void*) {
   if (!env) return;  // the environment is going away, the context may be gone: nobody is left to hear of it
   auto& c = *static_cast<Context*>(data);
-  std::vector<PendingRead*> finished;
+  std::vector<std::shared_ptr<PendingRead>> finished;
   {
     std::lock_guard<std::mutex> lock(c.mutex);
     finished.swap(c.finished);
     c.posted = false;
   }
-  for (PendingRead* raw : finished) {
-    std::unique_ptr<PendingRead> read(raw);
+  for (std::shared_ptr<PendingRead>& finished_read : finished) {
+    const auto read = std::move(finished_read);  // its bytes go before the next one's are copied
     c.pending--;
     napi_handle_scope scope;
     if (napi_open_handle_scope(env, &scope) != napi_ok) continue;
@@ -330,11 +326,8 @@ void no_capture(Context& c, const char* what) {
 // Resolves after all that was queued on the device; with an id, with that tensor's bytes.
 napi_value fence(napi_env env, Context& c, OpenDevice& open, const View* view) {
   napi_value promise = nullptr;
-  auto* read = new PendingRead{};
-  if (napi_create_promise(env, &read->deferred, &promise) != napi_ok) {
-    delete read;
-    return nullptr;
-  }
+  auto read = std::make_shared<PendingRead>();  // owned by the jobs, which the stream may drop
+  if (napi_create_promise(env, &read->deferred, &promise) != napi_ok) return nullptr;
   if (c.pending++ == 0) napi_ref_threadsafe_function(env, c.settle);
   Device* device = open.device.get();
   if (view && view->bytes() > 0) {
@@ -454,10 +447,13 @@ napi_value init(napi_env env, napi_value exports) {
   napi_set_instance_data(
       env, context, [](napi_env, void* data, void*) { delete static_cast<Context*>(data); }, nullptr);
   napi_value name = text(env, "train-core stream");
-  napi_create_threadsafe_function(
+  const napi_status made = napi_create_threadsafe_function(
       env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, context,
       [](napi_env e, napi_value f, void* c, void* d) { settle_reads(e, f, c, d); }, &context->settle);
-  napi_unref_threadsafe_function(env, context->settle);
+  if (made != napi_ok || napi_unref_threadsafe_function(env, context->settle) != napi_ok) {
+    context->runtime.reset();  // the environment is going away
+    return exports;
+  }
   napi_add_env_cleanup_hook(
       env, [](void* data) { static_cast<Context*>(data)->runtime.reset(); }, context);
 
