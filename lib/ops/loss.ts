@@ -1,5 +1,5 @@
-import { accumulator, differentiable } from '../tape.js'
-import { NEW, type Output, run, SKIP, type Tensor } from '../tensor.js'
+import { accumulator, differentiable, needsGrad } from '../tape.js'
+import { dtypeNumber, NEW, run, SKIP, type Tensor } from '../tensor.js'
 import { scale, weightedSum } from './elementwise.js'
 
 /** A teacher cached by its K largest probabilities per row, at the temperature of the loss. */
@@ -13,7 +13,7 @@ export interface CachedTeacher {
 }
 
 /**
- * The loss family, per row: ce·CE + kl·T²·KL(t‖s) + rkl·T²·KL(s‖t) + jsd·JSD_beta; see csrc/cpu/loss.cc for the formulas.
+ * The loss family, per row: ce·CE + kl·T²·KL(t‖s) + rkl·T²·KL(s‖t) + jsd·JSD_beta; see csrc/cpu/loss_row.cc for the formulas.
  * Terms of weight 0 cost nothing.
  */
 export interface LossOptions {
@@ -87,7 +87,7 @@ export function distillLoss(logits: Tensor, options: LossOptions & { teacher?: T
   return { loss, parts }
 }
 
-/** Mean cross-entropy of logits [R,Vp] against targets i32 [R] (-100: ignored): the sum, times the seed you give (1/R, say). */
+/** Cross-entropy of logits [R,Vp] against targets i32 [R] (-100: ignored): the sum over rows, times the seed (1/R, say, for the mean). */
 export function crossEntropy(
   logits: Tensor,
   targets: Tensor,
@@ -144,21 +144,23 @@ export interface HeadLossOptions extends LossOptions {
 export function headLoss(hidden: Tensor, head: Tensor, options: HeadLossOptions): Loss {
   const { inputs, scalars } = headInputs(hidden, head, options)
   const parts = run('head_loss_forward', inputs, [NEW], scalars)[0]!
+  const wantsHidden = needsGrad(hidden)
   const loss = differentiable('head_loss', total(parts, options), [hidden, head], dLoss => {
-    const into = headTarget(head)
-    const [dHidden, dHead] = run(
-      'head_loss_backward',
-      [...inputs, combinedSeed(dLoss, options.seed)],
-      [NEW, into, SKIP],
-      scalars,
-    )
-    return [dHidden!, into === NEW ? dHead! : null]
+    const into = accumulator(head)
+    const seed = combinedSeed(dLoss, options.seed)
+    const [dHidden, dHead] = run('head_loss_backward', [...inputs, seed], [NEW, into, SKIP], scalars)
+    if (!wantsHidden) dHidden!.free()
+    return [wantsHidden ? dHidden! : null, into === NEW ? inDtypeOf(head, dHead!) : null]
   })
   return { loss, parts }
 }
 
-function headTarget(head: Tensor): Output {
-  return accumulator(head)
+/** A kernel's f32 gradient as the tape passes it on. */
+function inDtypeOf(x: Tensor, gradient: Tensor): Tensor {
+  if (x.dtype === 'f32') return gradient
+  const cast = run('cast', [gradient], [NEW], [dtypeNumber(x.dtype)])[0]!
+  gradient.free()
+  return cast
 }
 
 /**
