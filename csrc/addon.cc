@@ -7,7 +7,9 @@
 // goes away.
 #include <napi.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -245,6 +247,8 @@ std::pair<const char*, size_t> bytes_of(napi_env env, napi_value value) {
       napi_get_typedarray_info(env, value, &type, &length, &data, &buffer, &offset) != napi_ok)
     throw Error("ERR_ARGUMENT", "[write] data must be a typed array");
   static const size_t kSizes[] = {1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8};
+  if (size_t(type) >= std::size(kSizes))
+    throw Error("ERR_ARGUMENT", "[write] data of this type of array can't be taken");
   return {static_cast<const char*>(data), length * kSizes[type]};
 }
 
@@ -287,6 +291,16 @@ napi_value call(napi_env, Context& c, napi_value*, size_t) {
 
 // ---- reading and fences
 
+// An ArrayBuffer, or false. V8 aborts the process when a large one can't be had: ask for the memory before.
+bool make_buffer(napi_env env, size_t bytes, void** data, napi_value* buffer) {
+  if (bytes >= (size_t(1) << 20)) {
+    void* trial = std::malloc(bytes);
+    if (!trial) return false;
+    std::free(trial);
+  }
+  return napi_create_arraybuffer(env, bytes, data, buffer) == napi_ok;
+}
+
 void settle_reads(napi_env env, napi_value, void* data, void*) {
   if (!env) return;  // the environment is going away, the context may be gone: nobody is left to hear of it
   auto& c = *static_cast<Context*>(data);
@@ -307,9 +321,13 @@ void settle_reads(napi_env env, napi_value, void* data, void*) {
     } else {
       void* target = nullptr;
       napi_value buffer = nullptr;
-      if (napi_create_arraybuffer(env, read->data.size(), &target, &buffer) == napi_ok) {
+      if (make_buffer(env, read->data.size(), &target, &buffer)) {
         if (!read->data.empty()) std::memcpy(target, read->data.data(), read->data.size());
         napi_resolve_deferred(env, read->deferred, buffer);
+      } else {
+        const std::string bytes = std::to_string(read->data.size());
+        napi_reject_deferred(env, read->deferred,
+                             make_error(env, c, "ERR_MEMORY", "[read] JavaScript can't hold " + bytes + " bytes"));
       }
     }
     napi_close_handle_scope(env, scope);
@@ -371,7 +389,7 @@ napi_value read_sync(napi_env env, Context& c, napi_value* a, size_t) {
   OpenDevice& open = c.runtime->device(entry.device);
   void* target = nullptr;
   napi_value buffer = nullptr;
-  if (napi_create_arraybuffer(env, entry.view.bytes(), &target, &buffer) != napi_ok)
+  if (!make_buffer(env, entry.view.bytes(), &target, &buffer))
     throw Error("ERR_MEMORY", "[readSync] JavaScript can't hold " + std::to_string(entry.view.bytes()) + " bytes");
   if (entry.view.bytes() > 0) {
     Job job;
@@ -408,12 +426,7 @@ napi_value bind(napi_env env, Context& c, napi_value* a, size_t count) {
   if (c.error_class) napi_delete_reference(env, c.error_class);
   napi_create_reference(env, a[0], 1, &c.error_class);
   napi_value buffer = nullptr;
-  if (c.block_ref && napi_get_reference_value(env, c.block_ref, &buffer) == napi_ok && buffer) return buffer;
-  void* data = nullptr;
-  if (napi_create_arraybuffer(env, kBlockWords * 4, &data, &buffer) != napi_ok)
-    throw Error("ERR_MEMORY", "no memory for the shared block");
-  c.block = static_cast<int32_t*>(data);
-  napi_create_reference(env, buffer, 1, &c.block_ref);
+  napi_get_reference_value(env, c.block_ref, &buffer);
   return buffer;
 }
 
@@ -456,6 +469,12 @@ napi_value init(napi_env env, napi_value exports) {
   }
   napi_add_env_cleanup_hook(
       env, [](void* data) { static_cast<Context*>(data)->runtime.reset(); }, context);
+
+  napi_value block = nullptr;
+  void* data = nullptr;
+  if (napi_create_arraybuffer(env, kBlockWords * 4, &data, &block) != napi_ok) return nullptr;  // with an exception
+  context->block = static_cast<int32_t*>(data);
+  napi_create_reference(env, block, 1, &context->block_ref);
 
   set(env, exports, "version", text(env, TC_VERSION));
   set(env, exports, "ops", op_table(env));
