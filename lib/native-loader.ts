@@ -25,8 +25,15 @@ export function packageVersion(): string {
   return (JSON.parse(readFileSync(path.join(packageRoot(), 'package.json'), 'utf8')) as { version: string }).version
 }
 
+/** The file of the native addon: what TRAIN_CORE_BINARY names, else the local build, else the prebuilt binary that fits. @throws Error when there is none */
+export function bindingPath(): string {
+  const named = process.env.TRAIN_CORE_BINARY
+  const find = require('node-gyp-build') as { path(folder: string): string }
+  return named ? path.resolve(named) : find.path(packageRoot())
+}
+
 /**
- * Loads the native addon: TRAIN_CORE_BINARY where set, else the local build, else the prebuilt binary that fits.
+ * Loads the native addon from {@link bindingPath}.
  *
  * @throws TrainCoreError ERR_DEVICE, saying what is missing and how to build it, or that binary and package differ in version
  */
@@ -36,8 +43,7 @@ export function loadBinding(): unknown {
   const named = process.env.TRAIN_CORE_BINARY
   let binding: { version?: string; bind?: unknown }
   try {
-    const find = require('node-gyp-build') as (folder: string) => unknown
-    binding = (named ? require(path.resolve(named)) : find(root)) as typeof binding
+    binding = require(bindingPath()) as typeof binding
   } catch (cause) {
     throw notLoaded(root, version, cause as Error)
   }
