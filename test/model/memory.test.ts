@@ -20,6 +20,7 @@ onEachDevice(
       const { live, tensors } = device.info()
       device.resetPeak()
       for (let k = 0; k < 10; k++) await model.logits([ids])
+      await assert.rejects(model.logits([[130]]), { code: 'ERR_DATA' })
       assert.deepEqual([device.info().live, device.info().tensors], [live, tensors])
       peaks.push(device.info().peak - live)
       model.free()
