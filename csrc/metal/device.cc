@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <cstdlib>
 #include <cstring>
 
 #include "metal.h"
@@ -11,9 +12,14 @@ namespace {
 constexpr double kCommitSeconds = 0.05;  // macOS stops command buffers that keep the display waiting
 constexpr size_t kFaultSlots = 1024;
 constexpr size_t kFaultBytes = kFaultWords * sizeof(int32_t);
+
+bool plain_setting() {
+  const char* text = std::getenv("TRAIN_CORE_METAL_PLAIN");
+  return text && std::strcmp(text, "1") == 0;
+}
 }  // namespace
 
-MetalDevice::MetalDevice(std::unique_ptr<Runtime> runtime) : runtime_(std::move(runtime)) {
+MetalDevice::MetalDevice(std::unique_ptr<Runtime> runtime) : runtime_(std::move(runtime)), plain_(plain_setting()) {
   faults_ = static_cast<int32_t*>(allocate(kFaultSlots * kFaultBytes));
   if (!faults_) throw Error("ERR_MEMORY", "metal: out of memory when the device was opened");
 }
@@ -135,7 +141,13 @@ struct Tables {
   WorkspaceSize workspaces[kOpCount] = {};
   Tables() {
 #define HAS(id) kernels[int(Op::id)] = run<id>;
-    HAS(gelu_forward) HAS(gelu_backward) HAS(add) HAS(scale) HAS(cast) HAS(fill) HAS(weighted_sum)
+    HAS(gelu_forward)
+    HAS(gelu_backward) HAS(add) HAS(scale) HAS(cast) HAS(fill) HAS(weighted_sum) HAS(matmul) HAS(column_sum)
+        HAS(layernorm_forward) HAS(layernorm_backward) HAS(embedding_forward) HAS(embedding_backward)
+            HAS(random_uniform) HAS(random_normal) HAS(dropout) HAS(global_norm) HAS(adamw) HAS(argmax) HAS(sample)
+#undef HAS
+#define HAS(id) workspaces[int(Op::id)] = id##_workspace;
+                HAS(matmul) HAS(column_sum) HAS(layernorm_backward) HAS(embedding_backward) HAS(global_norm) HAS(sample)
 #undef HAS
   }
 };

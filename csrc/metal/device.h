@@ -35,6 +35,8 @@ class MetalDevice : public Device {
   void forget(const void* data, size_t bytes);
   Pipeline* pipeline(const char* file, const std::string& kernel, const Constant* constants, int count);
   uint32_t max_threads(const Pipeline* pipeline) const { return runtime_->max_threads(pipeline); }
+  // Whether kernels do without simdgroup_matrix (TRAIN_CORE_METAL_PLAIN=1).
+  bool plain() const { return plain_; }
   // `seconds`: how long it may take on a slow GPU. Command buffers are sent off before the system would stop them.
   void dispatch(const Dispatch& dispatch, double seconds);
   // A place for a kernel to report to; it stays until the next finish().
@@ -48,6 +50,7 @@ class MetalDevice : public Device {
   void wait();
 
   std::unique_ptr<Runtime> runtime_;
+  const bool plain_;
   std::mutex mutex_;  // blocks_: memory is taken on the JS thread and used on the stream's
   std::map<const char*, Block> blocks_;
   std::map<std::string, Pipeline*> pipelines_;

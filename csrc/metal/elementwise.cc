@@ -98,6 +98,14 @@ void fill_with(const Args& x, const View& out, float value) {
 }
 void fill(const Args& x) { fill_with(x, x.out[0], x.f(0)); }
 
+void sum_blocks(const Args& x, const float* partial, uint32_t count, const View& out, bool accumulate) {
+  const uint32_t n = count_of(x, out.size());
+  launch(x, "sum_blocks")
+      .in(partial, size_t(count) * n * sizeof(float))
+      .out(out)
+      .run(SumBlocksParams{count, n, accumulate}, {blocks(n, kThreads)}, kThreads);
+}
+
 void weighted_sum(const Args& x) {
   const View &v = x.in[0], &out = x.out[0];
   launch(x, "weighted_sum")

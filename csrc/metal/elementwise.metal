@@ -188,3 +188,17 @@ INSTANTIATE("fill_4", fill, uint)
   }
   out[column] = value(p.accumulate ? plus(sum, out[column]) : sum);
 }
+
+// out[i] (+)= sum over blocks of partial[b,i], in order
+[[kernel, max_total_threads_per_threadgroup(256)]] void sum_blocks(
+    device const float* partial [[buffer(0)]],  // [blocks,n]
+    device float* out [[buffer(1)]],            // [n]
+    constant SumBlocksParams& p [[buffer(2)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint tid [[thread_index_in_threadgroup]]) {
+  const uint i = group * THREADS + tid;
+  if (i >= p.n) return;
+  float sum = 0.0f;
+  for (uint b = 0; b < p.blocks; b++) sum += partial[ulong(b) * p.n + i];
+  out[i] = p.accumulate ? out[i] + sum : sum;
+}

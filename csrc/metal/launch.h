@@ -53,4 +53,10 @@ class Launch {
 // The number of elements as the kernels count them. Throws for a tensor of 2^32 elements or more.
 uint32_t count_of(const Args& x, int64_t n);
 
+// Parts of other ops (elementwise.cc).
+void copy(const Args& x, const View& from, const View& to);
+void fill_with(const Args& x, const View& out, float value);
+// out[n] (+)= the sum of partial[count,n] over its first dimension
+void sum_blocks(const Args& x, const float* partial, uint32_t count, const View& out, bool accumulate);
+
 }  // namespace tc::metal
