@@ -6,7 +6,7 @@ import { test } from 'node:test'
 import { device } from '../../lib/device.js'
 import { inChild, lowerTargets } from '../devices.js'
 
-for (const file of ['model/gpt2.test.js', 'train/goldens.test.js']) {
+for (const file of ['model/gpt2.test.js', 'train/goldens.test.js', 'train/init.test.js']) {
   const full = join(import.meta.dirname, '..', file)
   test(`${file} with 1 thread = with 2 threads`, async () => {
     const one = await inChild({ TRAIN_CORE_THREADS: '1' }, full)
