@@ -180,6 +180,25 @@ export function headLossBackward(
   return { parts: parts!, dHidden: dHidden! }
 }
 
+/**
+ * The K most probable tokens of each row, in descending order, and the mass of all others: a teacher to be cached. No autograd.
+ *
+ * @param hidden [R,C] (or [B,T,C]), f32 or bf16
+ * @param head [Vp,C], same dtype
+ * @param options.temperature of the log-probs; must be that of the loss; default 1
+ * @returns ids u16 (i32 where vocab is above 65,536) [R,K]; logProbs f32 [R,K]; tail f32 [R], exactly 0 where K = vocab
+ * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT
+ */
+export function headTopK(
+  hidden: Tensor,
+  head: Tensor,
+  options: { topK: number; temperature?: number; vocab?: number },
+): CachedTeacher {
+  const { topK, temperature = 1, vocab = head.shape[0]! } = options
+  const [ids, logProbs, tail] = run('head_top_k', [hidden, head], [NEW, NEW, NEW], [vocab, temperature, topK])
+  return { ids: ids!, logProbs: logProbs!, tail: tail! }
+}
+
 /** Options of {@link cosineLoss}. */
 export interface CosineOptions {
   /** f32 [R]; 0: ignored */
