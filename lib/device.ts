@@ -71,8 +71,7 @@ export function device(name = 'auto', options: { threads?: number } = {}): Devic
 
 /** Names of the devices that work here, the fastest first. */
 export function availableDevices(): string[] {
-  // The emulator of the tests is no device for a user: it comes last, so `auto` never takes it.
-  const order = process.env.TRAIN_CORE_METAL === 'emulator' ? ['cuda', 'cpu', 'metal'] : ['cuda', 'metal', 'cpu']
+  const order = ['cuda', 'metal', 'cpu']
   return backends()
     .filter(backend => backend.available)
     .map(backend => backend.name)

@@ -15,7 +15,6 @@ export {
   type HeadTeacher,
   headLoss,
   headLossBackward,
-  headTopK,
   type Loss,
   type LossOptions,
 } from './ops/loss.js'

@@ -1,25 +1,13 @@
 import { currentDevice, type Device } from './device.js'
 import { native } from './native.js'
-import { ownScope, scope, type Tensor } from './tensor.js'
+import { scope, type Tensor } from './tensor.js'
 
 /** A captured step: call it instead of the function it was made from. */
 export interface CapturedStep<T> {
   (): T
-  /** Gives the recording's memory back, what it returned included; the next call starts anew. */
+  /** Gives the recording's memory back; the next call starts anew. */
   free(): void
 }
-
-interface Recording {
-  readonly handle: number
-  /** what the step made and returned: it belongs to the recording */
-  readonly owned: readonly Tensor[]
-}
-
-/** A captured step that is garbage gives its memory back; what it returned lives on as long as it is used. */
-const garbage = new FinalizationRegistry<Recording>(({ handle, owned }) => {
-  native().binding.capture('free', handle)
-  for (const tensor of owned) tensor.watch()
-})
 
 /**
  * Makes a static graph of a training step. The first call runs `step` as it is (buffers that are made on demand come into being), the
@@ -28,9 +16,8 @@ const garbage = new FinalizationRegistry<Recording>(({ handle, owned }) => {
  * tensor that is written between the calls.
  *
  * @param step synchronous; may not read or write tensors from the host. It is run inside {@link scope}
- * @returns from the second call on always the same tensors, which hold the newest step's values; no scope around the call frees them,
- *   `free()` of the captured step does
- * @throws TrainCoreError ERR_CAPTURE when the step changes from one call to the next; the call after that starts anew
+ * @returns from the second call on always the same tensors, which hold the newest step's values
+ * @throws TrainCoreError ERR_CAPTURE when the step changes from one call to the next
  */
 export function capture<T extends Tensor | readonly Tensor[] | Record<string, Tensor>>(
   step: () => T,
@@ -38,64 +25,53 @@ export function capture<T extends Tensor | readonly Tensor[] | Record<string, Te
 ): CapturedStep<T> {
   const device = options.device ?? currentDevice()
   const { binding } = native()
-  let ran = false
-  let verified = false
-  let recording: Recording | undefined
+  let calls = 0
+  let recording = 0
   let result: T
 
-  const orAbandon = <R>(body: () => R): R => {
+  const guarded = (begin: () => void, end: () => void): T => {
+    begin()
     try {
-      return body()
+      const value = scope(step)
+      end()
+      return value
     } catch (error) {
       binding.capture('abandon')
       throw error
     }
   }
-  const record = (): void => {
-    binding.capture('begin', device.index)
-    const { value, owned } = orAbandon(() => ownScope(step))
-    recording = { handle: binding.capture('end'), owned }
-    garbage.register(captured, recording, recording)
-    result = value
-  }
-  const verify = ({ handle }: Recording): void => {
-    binding.capture('verify', handle)
-    orAbandon(() =>
-      scope(() => {
-        step()
-      }),
-    )
-    binding.capture('end_verify')
-    verified = true
-  }
 
   const captured = (): T => {
-    if (!ran) {
-      const value = scope(step)
-      ran = true
-      return value
-    }
+    calls++
+    if (calls === 1) return scope(step)
     if (!recording) {
-      record()
+      result = guarded(
+        () => binding.capture('begin', device.index),
+        () => {
+          recording = binding.capture('end')
+        },
+      )
       return result
     }
-    try {
-      if (!verified) verify(recording)
-    } catch (error) {
-      captured.free()
-      throw error
+    if (calls === 3) {
+      const standIns = guarded(
+        () => binding.capture('verify', recording),
+        () => binding.capture('end_verify'),
+      )
+      freeAll(standIns)
     }
-    binding.capture('replay', recording.handle)
+    binding.capture('replay', recording)
     return result
   }
   captured.free = () => {
-    if (recording) {
-      binding.capture('free', recording.handle)
-      for (const tensor of recording.owned) tensor.free()
-      garbage.unregister(recording)
-    }
-    recording = undefined
-    ran = verified = false
+    if (recording) binding.capture('free', recording)
+    recording = 0
+    calls = 0
   }
   return captured
+}
+
+function freeAll(value: Tensor | readonly Tensor[] | Record<string, Tensor>): void {
+  const list = Array.isArray(value) ? value : 'id' in value ? [value as Tensor] : Object.values(value)
+  for (const tensor of list as Tensor[]) tensor.free()
 }

@@ -1,0 +1,59 @@
+// npm run bench
+import { mkdirSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { type BenchCase, caseName } from './case.js'
+import { benchCases } from './cases.js'
+import { type BenchOptions, type Command, parseCommand } from './options.js'
+import { peaksText, rowsTable, table } from './report.js'
+import { type Row, runCases } from './runner.js'
+import type { Peaks } from './statistics.js'
+import { barChart, rooflineChart } from './svg.js'
+
+function chosen({ filter, precisions, device }: BenchOptions): BenchCase[] {
+  const cases = benchCases(precisions).filter(
+    c => !filter.length || filter.some(part => caseName(c, device).includes(part)),
+  )
+  if (!cases.length) throw new Error(`no case matches ${filter.join(', ')}; --list names them all`)
+  return cases
+}
+
+function writeCharts(folder: string, rows: readonly Row[], peaks: Peaks): void {
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(path.join(folder, 'roofline.svg'), rooflineChart(rows, peaks))
+  writeFileSync(path.join(folder, 'bars.svg'), barChart(rows))
+}
+
+async function bench(options: BenchOptions): Promise<void> {
+  const cases = chosen(options)
+  if (options.list) {
+    const lines = cases.map(c => [caseName(c, options.device), c.why])
+    process.stdout.write(`${table(['case', 'stands for'], lines, 2)}\n`)
+    return
+  }
+  const { rows, peaks } = await runCases(cases, options, row =>
+    process.stderr.write(`bench: ${row.name} ${row.median_ms.toFixed(3)} ms\n`),
+  )
+  process.stdout.write(
+    `${rows[0].machine}; commit ${rows[0].commit}\nceilings: ${peaksText(peaks)}\n\n${rowsTable(rows)}\n`,
+  )
+  if (options.json) writeFileSync(options.json, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
+  if (options.svg) writeCharts(options.svg, rows, peaks)
+}
+
+function parse(): Command | null {
+  try {
+    return parseCommand(process.argv.slice(2))
+  } catch (error) {
+    process.stderr.write(`bench: ${(error as Error).message}\n`)
+    process.exit(2)
+  }
+}
+
+const command = parse()
+try {
+  if (command?.name === 'bench') await bench(command.options)
+  if (command?.name === 'profile') await (await import('./profile-command.js')).profileCommand(command.options)
+} catch (error) {
+  process.stderr.write(`bench: ${(error as Error).message}\n`)
+  process.exitCode = 1
+}

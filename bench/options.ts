@@ -1,0 +1,105 @@
+import yargs from 'yargs'
+import { backends } from '../lib/device.js'
+import { PRECISIONS, type Precision } from './case.js'
+
+/** The command line of `npm run bench`. */
+export interface BenchOptions {
+  /** part of a case's name; several: each is enough */
+  filter: string[]
+  device: string
+  precisions: readonly Precision[]
+  threads: number
+  rivals: boolean
+  quick: boolean
+  list: boolean
+  json?: string
+  svg?: string
+}
+export interface ProfileOptions {
+  model: string
+  teacher?: string
+  batchSize: number
+  seqLen: number
+  device: string
+  precision: Precision
+  threads: number
+  trace?: string
+  json?: string
+}
+export type Command = { name: 'bench'; options: BenchOptions } | { name: 'profile'; options: ProfileOptions }
+
+const COMMON = {
+  device: { type: 'string', default: 'cpu', describe: 'cpu, cuda[:n], metal' },
+  precision: {
+    choices: ['auto', ...PRECISIONS] as const,
+    default: 'auto',
+    describe: 'auto: all for bench, bf16 for profile',
+  },
+  threads: { type: 'number', default: 0, describe: 'CPU threads; 0: all' },
+  json: { type: 'string', describe: 'write the results to this file' },
+} as const
+
+function deviceName(name: string): string {
+  const [backend] = name.split(':')
+  if (!backends().some(one => one.name === backend))
+    throw new Error(
+      `--device must be one of ${backends()
+        .map(one => one.name)
+        .join(', ')}; got ${name}`,
+    )
+  return name
+}
+
+function parser(words: readonly string[]) {
+  return yargs([...words])
+    .scriptName('npm run bench --')
+    .usage('$0 [filter..]\n$0 profile --model NAME')
+    .options(COMMON)
+    .strictOptions()
+    .version(false)
+    .exitProcess(false)
+    .fail((message, error) => {
+      throw error ?? new Error(message)
+    })
+}
+
+/** What the words after `npm run bench --` ask for; null: help was printed. @throws Error for what is not an option */
+export function parseCommand(words: readonly string[]): Command | null {
+  if (words[0] === 'profile') {
+    const a = parser(words.slice(1))
+      .options({
+        model: { type: 'string', default: 'gpt2', describe: 'preset, or L=..,H=..,C=..[,V=..,T=..]' },
+        teacher: { type: 'string', describe: 'distil from this model' },
+        'batch-size': { type: 'number', default: 4 },
+        'seq-len': { type: 'number', default: 256 },
+        trace: { type: 'string', describe: 'write a Chrome trace (chrome://tracing, ui.perfetto.dev) to this file' },
+      })
+      .demandCommand(0, 0)
+      .parseSync()
+    if (a.help) return null
+    const { model, teacher, trace, json, threads } = a
+    const precision = a.precision === 'auto' ? 'bf16' : a.precision
+    const options = { model, teacher, trace, json, threads, precision, batchSize: a.batchSize, seqLen: a.seqLen }
+    return { name: 'profile', options: { ...options, device: deviceName(a.device) } }
+  }
+  const a = parser(words)
+    .options({
+      rivals: {
+        type: 'boolean',
+        default: false,
+        describe: 'compare with PyTorch (TRAIN_CORE_PYTHON names its Python), onnxruntime-node, tfjs where installed',
+      },
+      quick: { type: 'boolean', default: false, describe: 'few samples' },
+      list: { type: 'boolean', default: false, describe: 'name the cases and what they stand for' },
+      svg: { type: 'string', describe: 'write roofline and bar charts into this folder' },
+    })
+    .parseSync()
+  if (a.help) return null
+  const { rivals, quick, list, json, svg, threads } = a
+  const precisions = a.precision === 'auto' ? PRECISIONS : [a.precision]
+  const filter = a._.map(String)
+  return {
+    name: 'bench',
+    options: { filter, rivals, quick, list, json, svg, threads, precisions, device: deviceName(a.device) },
+  }
+}

@@ -1,0 +1,99 @@
+// Runs cases, each in a child process, and makes rows of what they measured.
+import { fork } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import type { BenchCase } from './case.js'
+import { caseName } from './case.js'
+import type { Answer, Job, Measured } from './child.js'
+import type { Fingerprint } from './machine.js'
+import type { RivalRow } from './rivals.js'
+import { type Peaks, type RoofName, roofline } from './statistics.js'
+
+/** One line of results. Times in ms, memory in bytes. */
+export interface Row extends Fingerprint {
+  name: string
+  why: string
+  median_ms: number
+  p20_ms: number
+  p80_ms: number
+  /** samples */
+  n: number
+  flops: number
+  bytes: number
+  gflops: number
+  gbps: number
+  tokens_per_s: number | null
+  /** which ceiling is the lower one for this case */
+  roof: RoofName
+  percent_of_roof: number
+  /** highest sum of live tensors while it ran */
+  peak_bytes: number
+  rivals: RivalRow[]
+}
+
+/** A child's answer; `env` on top of this process's environment. @throws Error when it failed, or ended without one */
+export function ask(job: Job, env: Record<string, string> = {}): Promise<Answer> {
+  const child = fork(fileURLToPath(new URL('child.js', import.meta.url)), [JSON.stringify(job)], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+  })
+  return new Promise((resolve, reject) => {
+    let answer: Answer | undefined
+    child.once('message', message => {
+      answer = message as Answer
+    })
+    child.once('error', reject)
+    child.once('exit', (code, signal) => {
+      if (answer && answer.kind !== 'failed') return resolve(answer)
+      const what = job.name ?? 'the ceilings'
+      reject(new Error(`${what}: ${answer ? answer.message : `its process ended with ${code ?? signal}`}`))
+    })
+  })
+}
+
+export function rowOf(c: BenchCase, device: string, measured: Measured, peaks: Peaks, fingerprint: Fingerprint): Row {
+  const { median_ms: ms } = measured
+  const { roof, floor } = roofline(c, c.dtype, peaks)
+  return {
+    name: caseName(c, device),
+    why: c.why,
+    ...measured,
+    flops: c.flops,
+    bytes: c.bytes,
+    gflops: c.flops / (ms * 1e6),
+    gbps: c.bytes / (ms * 1e6),
+    tokens_per_s: c.tokens ? (c.tokens * 1000) / ms : null,
+    roof,
+    percent_of_roof: (100 * floor) / ms,
+    ...fingerprint,
+  }
+}
+
+/** The ceilings, and whose they are. */
+export async function askPeaks(job: Omit<Job, 'name'>): Promise<{ peaks: Peaks; fingerprint: Fingerprint }> {
+  const answer = await ask({ ...job, name: null, rivals: false })
+  if (answer.kind !== 'peaks') throw new Error('the ceilings: a case was answered')
+  return answer
+}
+
+/**
+ * Measures cases one after another.
+ *
+ * @param onRow sees each row as it comes
+ * @throws Error of the first case that fails, named: a bench that goes on without it would look complete
+ */
+export async function runCases(
+  cases: readonly BenchCase[],
+  job: Omit<Job, 'name'>,
+  onRow: (row: Row) => void,
+): Promise<{ rows: Row[]; peaks: Peaks }> {
+  const { peaks, fingerprint } = await askPeaks(job)
+  const rows: Row[] = []
+  for (const c of cases) {
+    const answer = await ask({ ...job, name: caseName(c, job.device) })
+    if (answer.kind !== 'case') throw new Error(`${caseName(c, job.device)}: ceilings were answered`)
+    const row = rowOf(c, job.device, answer.measured, peaks, fingerprint)
+    rows.push(row)
+    onRow(row)
+  }
+  return { rows, peaks }
+}

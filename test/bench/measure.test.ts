@@ -1,0 +1,46 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { calibrate, measure, QUICK } from '../../bench/measure.js'
+import { compare } from '../../bench/rivals.js'
+import { median } from '../../bench/statistics.js'
+
+/** Work of a known length: it sleeps. */
+const sleeper = (ms: number) => ({ run: (count: number): Promise<void> => sleep(ms * count) })
+
+test('samples are ms of one unit, however many make a sample', async () => {
+  const ms = median(await measure(sleeper(7), QUICK))
+  assert.ok(ms >= 6.9 && ms < 14, `${ms}`)
+  assert.ok((await calibrate(sleeper(50))) === 1)
+  const many = await calibrate(sleeper(1))
+  assert.ok(many > 5 && many < 30, `${many}`)
+})
+
+test('work that throws fails its measurement, at the first call or later', async () => {
+  const failing = (after: number) => {
+    let calls = 0
+    return {
+      run: async (): Promise<void> => {
+        await sleep(1)
+        if (++calls > after) throw new Error('the kernel failed')
+      },
+    }
+  }
+  await assert.rejects(measure(failing(0), QUICK), /the kernel failed/)
+  await assert.rejects(measure(failing(12), QUICK), /the kernel failed/)
+})
+
+test('a rival is compared in turns', async () => {
+  const turns: string[] = []
+  const side = (name: string, ms: number) => ({
+    run: async (count: number): Promise<void> => {
+      turns.push(name)
+      await sleep(ms * count)
+    },
+  })
+  const rival = { name: 'slow', mode: '', close: () => {}, ...side('theirs', 90) }
+  const row = await compare(side('ours', 30), rival, 5)
+  assert.ok(row.ratio > 2 && row.ratio < 4, `${row.ratio}`)
+  assert.equal(row.pairs, 5)
+  assert.deepEqual(turns.slice(-10), Array.from({ length: 5 }, () => ['ours', 'theirs']).flat())
+})
