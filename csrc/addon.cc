@@ -7,7 +7,9 @@
 // goes away.
 #include <napi.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -35,17 +37,13 @@ struct Context {
   napi_ref block_ref = nullptr, error_class = nullptr;
   napi_threadsafe_function settle = nullptr;
   std::mutex mutex;
-  std::vector<PendingRead*> finished;  // guarded by mutex
-  bool posted = false;                 // guarded by mutex
-  size_t pending = 0;                  // JS thread only
-
-  ~Context() {
-    for (PendingRead* read : finished) delete read;
-  }
+  std::vector<std::shared_ptr<PendingRead>> finished;  // guarded by mutex
+  bool posted = false;                                 // guarded by mutex
+  size_t pending = 0;                                  // JS thread only
 };
 
 napi_value make_error(napi_env env, Context& context, const char* code, const std::string& text) {
-  napi_value arguments[2], error_class = nullptr, error = nullptr;
+  napi_value arguments[2] = {}, error_class = nullptr, error = nullptr;
   napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &arguments[0]);
   napi_create_string_utf8(env, text.c_str(), text.size(), &arguments[1]);
   if (context.error_class) napi_get_reference_value(env, context.error_class, &error_class);
@@ -249,6 +247,8 @@ std::pair<const char*, size_t> bytes_of(napi_env env, napi_value value) {
       napi_get_typedarray_info(env, value, &type, &length, &data, &buffer, &offset) != napi_ok)
     throw Error("ERR_ARGUMENT", "[write] data must be a typed array");
   static const size_t kSizes[] = {1, 1, 1, 2, 2, 4, 4, 4, 8, 8, 8};
+  if (size_t(type) >= std::size(kSizes))
+    throw Error("ERR_ARGUMENT", "[write] data of this type of array can't be taken");
   return {static_cast<const char*>(data), length * kSizes[type]};
 }
 
@@ -291,17 +291,27 @@ napi_value call(napi_env, Context& c, napi_value*, size_t) {
 
 // ---- reading and fences
 
+// An ArrayBuffer, or false. V8 aborts the process when a large one can't be had: ask for the memory before.
+bool make_buffer(napi_env env, size_t bytes, void** data, napi_value* buffer) {
+  if (bytes >= (size_t(1) << 20)) {
+    void* trial = std::malloc(bytes);
+    if (!trial) return false;
+    std::free(trial);
+  }
+  return napi_create_arraybuffer(env, bytes, data, buffer) == napi_ok;
+}
+
 void settle_reads(napi_env env, napi_value, void* data, void*) {
   if (!env) return;  // the environment is going away, the context may be gone: nobody is left to hear of it
   auto& c = *static_cast<Context*>(data);
-  std::vector<PendingRead*> finished;
+  std::vector<std::shared_ptr<PendingRead>> finished;
   {
     std::lock_guard<std::mutex> lock(c.mutex);
     finished.swap(c.finished);
     c.posted = false;
   }
-  for (PendingRead* raw : finished) {
-    std::unique_ptr<PendingRead> read(raw);
+  for (std::shared_ptr<PendingRead>& finished_read : finished) {
+    const auto read = std::move(finished_read);  // its bytes go before the next one's are copied
     c.pending--;
     napi_handle_scope scope;
     if (napi_open_handle_scope(env, &scope) != napi_ok) continue;
@@ -311,9 +321,13 @@ void settle_reads(napi_env env, napi_value, void* data, void*) {
     } else {
       void* target = nullptr;
       napi_value buffer = nullptr;
-      if (napi_create_arraybuffer(env, read->data.size(), &target, &buffer) == napi_ok) {
+      if (make_buffer(env, read->data.size(), &target, &buffer)) {
         if (!read->data.empty()) std::memcpy(target, read->data.data(), read->data.size());
         napi_resolve_deferred(env, read->deferred, buffer);
+      } else {
+        const std::string bytes = std::to_string(read->data.size());
+        napi_reject_deferred(env, read->deferred,
+                             make_error(env, c, "ERR_MEMORY", "[read] JavaScript can't hold " + bytes + " bytes"));
       }
     }
     napi_close_handle_scope(env, scope);
@@ -330,11 +344,8 @@ void no_capture(Context& c, const char* what) {
 // Resolves after all that was queued on the device; with an id, with that tensor's bytes.
 napi_value fence(napi_env env, Context& c, OpenDevice& open, const View* view) {
   napi_value promise = nullptr;
-  auto* read = new PendingRead{};
-  if (napi_create_promise(env, &read->deferred, &promise) != napi_ok) {
-    delete read;
-    return nullptr;
-  }
+  auto read = std::make_shared<PendingRead>();  // owned by the jobs, which the stream may drop
+  if (napi_create_promise(env, &read->deferred, &promise) != napi_ok) return nullptr;
   if (c.pending++ == 0) napi_ref_threadsafe_function(env, c.settle);
   Device* device = open.device.get();
   if (view && view->bytes() > 0) {
@@ -378,7 +389,7 @@ napi_value read_sync(napi_env env, Context& c, napi_value* a, size_t) {
   OpenDevice& open = c.runtime->device(entry.device);
   void* target = nullptr;
   napi_value buffer = nullptr;
-  if (napi_create_arraybuffer(env, entry.view.bytes(), &target, &buffer) != napi_ok)
+  if (!make_buffer(env, entry.view.bytes(), &target, &buffer))
     throw Error("ERR_MEMORY", "[readSync] JavaScript can't hold " + std::to_string(entry.view.bytes()) + " bytes");
   if (entry.view.bytes() > 0) {
     Job job;
@@ -415,12 +426,7 @@ napi_value bind(napi_env env, Context& c, napi_value* a, size_t count) {
   if (c.error_class) napi_delete_reference(env, c.error_class);
   napi_create_reference(env, a[0], 1, &c.error_class);
   napi_value buffer = nullptr;
-  if (c.block_ref && napi_get_reference_value(env, c.block_ref, &buffer) == napi_ok && buffer) return buffer;
-  void* data = nullptr;
-  if (napi_create_arraybuffer(env, kBlockWords * 4, &data, &buffer) != napi_ok)
-    throw Error("ERR_MEMORY", "no memory for the shared block");
-  c.block = static_cast<int32_t*>(data);
-  napi_create_reference(env, buffer, 1, &c.block_ref);
+  napi_get_reference_value(env, c.block_ref, &buffer);
   return buffer;
 }
 
@@ -454,12 +460,21 @@ napi_value init(napi_env env, napi_value exports) {
   napi_set_instance_data(
       env, context, [](napi_env, void* data, void*) { delete static_cast<Context*>(data); }, nullptr);
   napi_value name = text(env, "train-core stream");
-  napi_create_threadsafe_function(
+  const napi_status made = napi_create_threadsafe_function(
       env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, context,
       [](napi_env e, napi_value f, void* c, void* d) { settle_reads(e, f, c, d); }, &context->settle);
-  napi_unref_threadsafe_function(env, context->settle);
+  if (made != napi_ok || napi_unref_threadsafe_function(env, context->settle) != napi_ok) {
+    context->runtime.reset();  // the environment is going away
+    return exports;
+  }
   napi_add_env_cleanup_hook(
       env, [](void* data) { static_cast<Context*>(data)->runtime.reset(); }, context);
+
+  napi_value block = nullptr;
+  void* data = nullptr;
+  if (napi_create_arraybuffer(env, kBlockWords * 4, &data, &block) != napi_ok) return nullptr;  // with an exception
+  context->block = static_cast<int32_t*>(data);
+  napi_create_reference(env, block, 1, &context->block_ref);
 
   set(env, exports, "version", text(env, TC_VERSION));
   set(env, exports, "ops", op_table(env));

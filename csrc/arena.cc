@@ -28,6 +28,7 @@ std::string mebibytes(size_t bytes) {
 }  // namespace
 
 Arena::~Arena() {
+  wait_ = nullptr;  // the stream is gone, and all that was queued with it
   for (Storage* s : storages_) {
     device_.release(s->data, s->capacity);
     delete s;
@@ -64,8 +65,8 @@ Storage* Arena::allocate(size_t bytes) {
       for (size_t size : largest(3)) three += (three.empty() ? "" : ", ") + mebibytes(size);
       throw Error("ERR_MEMORY",
                   std::string(device_.name()) + ": out of memory: need " + mebibytes(bytes) + ", have " +
-                      mebibytes(limit_ > live_ ? limit_ - live_ : 0) + " of " + mebibytes(limit_) + " (in use " +
-                      mebibytes(live_) + ", peak " + mebibytes(peak_) +
+                      mebibytes(limit_ > reserved_ ? limit_ - reserved_ : 0) + " of " + mebibytes(limit_) +
+                      " (in use " + mebibytes(live_) + ", peak " + mebibytes(peak_) +
                       "; largest: " + (three.empty() ? "none" : three) +
                       "); help: use a smaller batch size, sequence length or model, or raise TRAIN_CORE_MEMORY_LIMIT");
     }
@@ -126,6 +127,7 @@ void Arena::destroy_pool(Pool* pool) {
 }
 
 void Arena::trim() {
+  if (wait_) wait_();
   for (auto& [capacity, blocks] : free_) {
     for (void* block : blocks) device_.release(block, capacity);
     reserved_ -= capacity * blocks.size();

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <unordered_map>
 #include <vector>
 
@@ -39,6 +40,10 @@ class Arena {
   void end_pool(Pool* pool);      // no more allocations from it; its memory stays held
   void destroy_pool(Pool* pool);  // its memory becomes everybody's
 
+  // Free blocks may still be in use by what is queued; `wait` returns when nothing is. Called before any goes back to
+  // the device.
+  void wait_before_trim(std::function<void()> wait) { wait_ = std::move(wait); }
+
   size_t live() const { return live_; }  // bytes of live tensors, and of recordings
   size_t peak() const { return peak_; }
   size_t reserved() const { return reserved_; }  // bytes taken from the device, the cached free blocks included
@@ -53,8 +58,9 @@ class Arena {
 
  private:
   void* take(std::unordered_map<size_t, std::vector<void*>>& free_blocks, size_t capacity);
-  void trim();
+  void trim();  // gives all cached free blocks back to the device
   Device& device_;
+  std::function<void()> wait_;
   size_t limit_, live_ = 0, peak_ = 0, reserved_ = 0, largest_ever_ = 0;
   std::unordered_map<size_t, std::vector<void*>> free_;
   std::vector<Storage*> storages_;  // all live ones

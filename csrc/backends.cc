@@ -1,5 +1,7 @@
 #include "backends.h"
 
+#include "metal/runtime.h"
+
 namespace tc {
 
 namespace {
@@ -24,20 +26,24 @@ const Backend& find_backend(const std::string& name, int& index) {
     if (status.name != base) continue;
     if (!status.available) throw Error("ERR_DEVICE", base + ": " + status.reason);
     if (base == "cpu" && colon == std::string::npos) return cpu::backend;
+    if (base == "metal" && colon == std::string::npos) return metal::backend;
   }
   throw Error("ERR_ARGUMENT", "a device is cpu, cuda, cuda:N or metal; got " + name);
 }
 
 std::vector<BackendStatus> backend_statuses() {
+  char no_metal[metal::kErrorText] = "";
+  const bool has_metal = metal::runtime_available(no_metal);
   return {
       {"cpu", true, ""},
       {"cuda", false, "this build has no CUDA kernels; help: use --device cpu"},
-      {"metal", false, "this build has no Metal kernels; help: use --device cpu"},
+      {"metal", has_metal, no_metal},
   };
 }
 
 bool backend_has(const std::string& backend, Op op) {
-  return backend == "cpu" && cpu::backend.kernels[int(op)] != nullptr;
+  const Backend* found = backend == "cpu" ? &cpu::backend : backend == "metal" ? &metal::backend : nullptr;
+  return found && found->kernels[int(op)] != nullptr;
 }
 
 }  // namespace tc

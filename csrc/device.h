@@ -34,5 +34,8 @@ struct Backend {
 namespace cpu {
 extern const Backend backend;  // csrc/cpu/device.cc
 }
+namespace metal {
+extern const Backend backend;  // csrc/metal/device.cc; works where metal::runtime_available()
+}
 
 }  // namespace tc

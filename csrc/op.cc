@@ -1,5 +1,6 @@
 #include "op.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <vector>
@@ -105,7 +106,7 @@ void settle_output(Args& x, int k, const View& wanted) {
     if (wanted.dim[d] < 0 || wanted.dim[d] > INT32_MAX)
       throw Error("ERR_SHAPE",
                   prefix(x.op) + "a dimension must be >= 0 and below 2^31; its output would be " + describe(wanted));
-    size *= double(wanted.dim[d]);
+    size *= double(std::max<int64_t>(wanted.dim[d], 1));  // products of some dims must not overflow either
   }
   if (size >= 0x1p53)
     throw Error("ERR_SHAPE", prefix(x.op) + "its output would have 2^53 elements or more: " + describe(wanted));

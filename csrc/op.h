@@ -80,7 +80,7 @@ struct Args {
 
   float f(int k) const { return scalar[k].f; }
   int32_t i(int k) const { return scalar[k].i; }
-  bool has(int k) const { return in[k].rank > 0; }    // input k was given
+  bool has(int k) const { return in[k].data; }        // input k was given
   bool wants(int k) const { return want[k] >= 0; }    // output k is to be written
   bool existing(int k) const { return want[k] > 0; }  // output k was given: add to it if its kind is '+'
 

@@ -1,5 +1,6 @@
 #include "runtime.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "backends.h"
@@ -20,7 +21,7 @@ void check_dims(int32_t rank, const int32_t* dims) {
   for (int k = 0; k < rank; k++) {
     if (dims[k] < 0)
       throw Error("ERR_SHAPE", "a dimension must be >= 0 and below 2^31; got " + std::to_string(dims[k]));
-    size *= dims[k];
+    size *= dims[k] ? dims[k] : 1;  // products of some dims must not overflow either
   }
   if (size > 9e15) throw Error("ERR_SHAPE", "a tensor must have fewer than 2^53 elements");
 }
@@ -32,6 +33,34 @@ View make_view(void* data, DType dtype, int32_t rank, const int32_t* dims) {
   v.rank = rank;
   for (int k = 0; k < rank; k++) v.dim[k] = dims[k];
   return v;
+}
+
+Packet make_packet(int32_t op, int32_t in, int64_t a, int32_t rank, const int32_t* dims) {
+  Packet packet{};
+  packet.op = op;
+  packet.in[0] = in;
+  packet.scalar[0].i = int32_t(a);
+  packet.scalar[1].i = int32_t(a >> 32);
+  packet.scalar[2].i = rank;
+  for (int k = 0; k < rank; k++) packet.scalar[3 + k].i = dims[k];
+  return packet;
+}
+
+const char* packet_name(const Packet& packet) {
+  return packet.op == Recording::kView     ? "view"
+         : packet.op == Recording::kCreate ? "create"
+                                           : op_info(Op(packet.op)).name;
+}
+
+// The first part of two packets of one op that differs.
+std::string difference(const Packet& a, const Packet& b) {
+  for (int k = 0; k < kMaxInputs; k++)
+    if (a.in[k] != b.in[k]) return "another input " + std::to_string(k);
+  for (int k = 0; k < kMaxOutputs; k++)
+    if (a.out[k] != b.out[k]) return "another output " + std::to_string(k);
+  for (int k = 0; k < kMaxScalars; k++)
+    if (a.scalar[k].i != b.scalar[k].i) return "another scalar " + std::to_string(k);
+  return "other reserved words";
 }
 
 }  // namespace
@@ -50,6 +79,8 @@ int32_t Runtime::open_device(const std::string& name, int threads) {
                                       "; help: set the threads before the first tensor");
     return found->second;
   }
+  if (threads < 0 || threads > 1024)
+    throw Error("ERR_ARGUMENT", "threads must be from 1 to 1024, or 0 for the default; got " + std::to_string(threads));
   int index = 0;
   const Backend& backend = find_backend(name, index);
   auto open = std::make_unique<OpenDevice>();
@@ -57,6 +88,7 @@ int32_t Runtime::open_device(const std::string& name, int threads) {
   open->device = backend.open(index, threads);
   open->arena = std::make_unique<Arena>(*open->device);
   open->stream = std::make_unique<Stream>(*open->device, check_);
+  open->arena->wait_before_trim([stream = open->stream.get()] { stream->wait(); });
   devices_.push_back(std::move(open));
   return by_name_[name] = int32_t(devices_.size()) - 1;
 }
@@ -67,11 +99,14 @@ OpenDevice& Runtime::device(int32_t index) {
   return *devices_[index];
 }
 
+// Takes over one reference of the storage.
 int32_t Runtime::add(Storage* storage, const View& view, int32_t device) {
   int32_t slot;
   if (free_slots_.size() > kMinFreeSlots || tensors_.size() > size_t(kSlotMask)) {
-    if (free_slots_.empty())
+    if (free_slots_.empty()) {
+      devices_[device]->arena->release(storage);
       throw Error("ERR_MEMORY", "more than a million live tensors; help: free them, or work inside scope()");
+    }
     slot = free_slots_.front();
     free_slots_.pop_front();
   } else {
@@ -90,25 +125,45 @@ int32_t Runtime::create(int32_t index, DType dtype, int32_t rank, const int32_t*
   check_dims(rank, dims);
   if (dtype < DType::f32 || dtype >= DType::count)
     throw Error("ERR_DTYPE", "unknown dtype " + std::to_string(int(dtype)));
-  if (verifying_)
-    throw Error("ERR_CAPTURE", "a tensor was made from outside inside a captured step; help: make it before capture()");
+  OpenDevice& open = device(index);
+  const Recording* captured = recording_ ? recording_.get() : verifying_;
+  if (captured && index != captured->device) throw Error("ERR_CAPTURE", "a captured step must stay on one device");
+  const Packet packet = make_packet(Recording::kCreate, 0, int32_t(dtype), rank, dims);
+  if (verifying_) {
+    match(packet, "create");
+    return stand_in();
+  }
   View v = make_view(nullptr, dtype, rank, dims);
-  Storage* storage = device(index).arena->allocate(v.bytes());
+  Storage* storage = open.arena->allocate(v.bytes());
   v.data = storage->data;
-  return add(storage, v, index);
+  const int32_t made = add(storage, v, index);
+  if (recording_) {
+    recording_->packets.push_back(packet);
+    recording_->name(made);
+    recording_->made.push_back(v);
+  }
+  return made;
 }
 
 int32_t Runtime::view(int32_t id, int64_t offset, int32_t rank, const int32_t* dims) {
   check_dims(rank, dims);
   const TensorEntry entry = tensor(id);
   View v = make_view(nullptr, entry.view.dtype, rank, dims);
-  if (offset < 0 || offset + v.size() > entry.view.size())
+  if (offset < 0 || v.size() > entry.view.size() || offset > entry.view.size() - v.size())
     throw Error("ERR_SHAPE", "[view] offset " + std::to_string(offset) + " and " + describe(v) + " must lie within " +
                                  describe(entry.view));
   v.data = static_cast<char*>(entry.view.data) + size_t(offset) * dtype_size(v.dtype);
+  const Packet packet = make_packet(Recording::kView, id, offset, rank, dims);
+  if (verifying_) match(packet, "view");
   device(entry.device).arena->retain(entry.storage);
   const int32_t made = add(entry.storage, v, entry.device);
-  if (capturing()) record_view(made, id, offset, rank, dims);
+  if (recording_) {
+    recording_->packets.push_back(relative(packet, *recording_));
+    recording_->name(made);
+  } else if (verifying_) {
+    verifying_->name(made);
+    verifying_->stand_ins.push_back(made);
+  }
   return made;
 }
 
@@ -180,6 +235,7 @@ int32_t Runtime::resolve(const Packet& packet, Args& args, Storage** storages) {
 void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int32_t outputs[kMaxOutputs],
                            Storage** storages) {
   OpenDevice& open = *devices_[device];
+  std::fill_n(outputs, kMaxOutputs, 0);
   for (int k = 0; k < kMaxOutputs; k++) {
     outputs[k] = args.want[k] > 0 ? packet.out[k] : 0;
     if (args.want[k] != 0) continue;
@@ -196,6 +252,12 @@ void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int
   if (args.workspace.dim[0] == 0) return;
   storages[kMaxInputs + kMaxOutputs] = open.arena->allocate(args.workspace.bytes());
   args.workspace.data = storages[kMaxInputs + kMaxOutputs]->data;
+}
+
+// After an error: what make_outputs() has made is nobody's.
+void Runtime::drop_outputs(const Packet& packet, const int32_t* outputs) {
+  for (int k = 0; k < kMaxOutputs; k++)
+    if (packet.out[k] == 0 && outputs[k]) free(outputs[k]);
 }
 
 void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
@@ -215,39 +277,31 @@ void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
   if (!launch.kernel)
     fail(args, "ERR_UNSUPPORTED", std::string("the ") + open.backend->name + " backend has no kernel for it");
   shape_rule(args.op)(args);
-  make_outputs(packet, args, device, outputs, storages);
+  try {
+    make_outputs(packet, args, device, outputs, storages);
+  } catch (const Error& e) {
+    drop_outputs(packet, outputs);
+    fail(args, e.code(), e.what());
+  }
   if (recording_) record(packet, outputs, storages);
   if (recording_) recording_->launches.push_back(launch);
   open.stream->push_launch(launch);
   if (Storage* workspace = storages[kMaxInputs + kMaxOutputs]) open.arena->release(workspace);
-  if (check_)
-    if (auto failure = open.stream->finish())
-      throw Error(failure->code == "ERR_DATA" ? "ERR_DATA" : "ERR_DEVICE", failure->message);
+  if (!check_) return;
+  if (auto failure = open.stream->finish()) {
+    drop_outputs(packet, outputs);
+    throw Error(failure->code == "ERR_DATA" ? "ERR_DATA" : "ERR_DEVICE", failure->message);
+  }
 }
 
 // ---- recordings
 
 void Runtime::begin_recording(int32_t index) {
   if (capturing()) throw Error("ERR_CAPTURE", "a step is being captured already");
+  Arena& arena = *device(index).arena;
   recording_ = std::make_unique<Recording>();
   recording_->device = index;
-  recording_->pool = device(index).arena->begin_pool();
-}
-
-void Runtime::record_view(int32_t made, int32_t origin, int64_t offset, int32_t rank, const int32_t* dims) {
-  Packet packet{};
-  packet.op = Recording::kView;
-  packet.in[0] = origin;
-  packet.scalar[0].i = int32_t(offset);
-  packet.scalar[1].i = int32_t(offset >> 32);
-  for (int k = 0; k < rank; k++) packet.scalar[2 + k].i = dims[k];
-  if (recording_) {
-    recording_->packets.push_back(relative(packet, *recording_));
-    recording_->name(made);
-  } else {
-    match(packet, "view");
-    verifying_->name(made);
-  }
+  recording_->pool = arena.begin_pool();
 }
 
 void Runtime::record(const Packet& packet, const int32_t* outputs, Storage** storages) {
@@ -291,23 +345,34 @@ void Runtime::begin_verify(int32_t handle) {
   if (found == recordings_.end()) throw Error("ERR_CAPTURE", "no recording has the handle " + std::to_string(handle));
   verifying_ = found->second.get();
   verifying_->next_packet = verifying_->next_made = 0;
-  verifying_->local.clear();
 }
 
 // Compares a packet with the recorded one at this place.
 void Runtime::match(const Packet& packet, const char* name) {
   Recording& r = *verifying_;
   const Packet got = relative(packet, r);
-  if (r.next_packet >= r.packets.size() || std::memcmp(&got, &r.packets[r.next_packet], sizeof got) != 0) {
-    const bool more = r.next_packet < r.packets.size();
-    const int32_t op = more ? r.packets[r.next_packet].op : 0;
-    const char* wanted = !more ? "the end of the step" : op == Recording::kView ? "view" : op_info(Op(op)).name;
-    throw Error("ERR_CAPTURE",
-                std::string("[") + name + "] call " + std::to_string(r.next_packet) +
-                    " of the captured step differs from the first time (then: " + wanted +
-                    "); help: pass what changes between steps as a tensor, never as a number or a new tensor");
+  const Packet* wanted = r.next_packet < r.packets.size() ? &r.packets[r.next_packet] : nullptr;
+  if (!wanted || std::memcmp(&got, wanted, sizeof got) != 0) {
+    std::string then = wanted ? packet_name(*wanted) : "the end of the step";
+    if (wanted && wanted->op == got.op) then += " with " + difference(got, *wanted);
+    const std::string text = std::string("[") + name + "] call " + std::to_string(r.next_packet) +
+                             " of the captured step differs from the first time (then: " + then +
+                             "); help: pass what changes between steps as a tensor, never as a number or a new tensor";
+    if (r.difference.empty()) r.difference = text;
+    throw Error("ERR_CAPTURE", text);
   }
   r.next_packet++;
+}
+
+// What a verifying pass makes instead of a tensor: of the recorded shape, without memory, since nothing runs. It ends
+// with the pass.
+int32_t Runtime::stand_in() {
+  Recording& r = *verifying_;
+  Storage* storage = devices_[r.device]->arena->allocate(0);
+  const int32_t id = add(storage, r.made[r.next_made++], r.device);
+  r.name(id);
+  r.stand_ins.push_back(id);
+  return id;
 }
 
 void Runtime::verify(const Packet& packet, int32_t outputs[kMaxOutputs]) {
@@ -315,28 +380,33 @@ void Runtime::verify(const Packet& packet, int32_t outputs[kMaxOutputs]) {
   match(packet, info.name);
   for (int k = 0; k < kMaxOutputs; k++) {
     outputs[k] = packet.out[k] > 0 ? packet.out[k] : 0;
-    if (packet.out[k] != 0 || k >= info.output_count) continue;
-    // A stand-in with the recorded shape and no memory behind it: nothing runs in this pass.
-    Storage* stand_in = devices_[verifying_->device]->arena->allocate(0);
-    outputs[k] = add(stand_in, verifying_->made[verifying_->next_made++], verifying_->device);
-    verifying_->name(outputs[k]);
+    if (packet.out[k] == 0 && k < info.output_count) outputs[k] = stand_in();
   }
+}
+
+void Runtime::leave_verify() {
+  if (!verifying_) return;
+  Recording& r = *verifying_;
+  verifying_ = nullptr;
+  for (const int32_t id : r.stand_ins) free(id);
+  r.stand_ins.clear();
+  r.local.clear();
+  r.difference.clear();
 }
 
 void Runtime::end_verify() {
   if (!verifying_) throw Error("ERR_CAPTURE", "no step is being verified");
-  const bool whole = verifying_->next_packet == verifying_->packets.size();
   const size_t got = verifying_->next_packet, wanted = verifying_->packets.size();
-  verifying_->local.clear();
-  verifying_ = nullptr;
-  if (!whole)
-    throw Error("ERR_CAPTURE",
-                "the captured step had " + std::to_string(wanted) + " ops the first time; got " + std::to_string(got));
+  const std::string difference = verifying_->difference;  // the step may have caught the error
+  leave_verify();
+  if (!difference.empty()) throw Error("ERR_CAPTURE", difference);
+  if (got != wanted)
+    throw Error("ERR_CAPTURE", "the captured step had " + std::to_string(wanted) + " calls the first time; got " +
+                                   std::to_string(got));
 }
 
 void Runtime::abandon() {
-  if (verifying_) verifying_->local.clear();
-  verifying_ = nullptr;
+  leave_verify();
   if (!recording_) return;
   drop_recording(*recording_);
   recording_.reset();
@@ -360,7 +430,8 @@ size_t Runtime::replay(int32_t handle) {
 
 void Runtime::free_recording(int32_t handle) {
   auto found = recordings_.find(handle);
-  if (found == recordings_.end() || found->second.get() == verifying_) return;
+  if (found == recordings_.end()) return;
+  if (found->second.get() == verifying_) throw Error("ERR_CAPTURE", "a step can't be freed while it is verified");
   auto* r = found->second.get();
   // Queued replays read the launches: let them end first. A failure stays for the next read.
   std::shared_ptr<Recording> keep(found->second.release());

@@ -29,17 +29,20 @@ struct TensorEntry {
 };
 
 // A recorded step. Packets are kept with ids made relative: the k-th tensor or view made inside is kLocal - k, others
-// keep their id. A view is a packet too, of the op number kView, that launches nothing.
+// keep their id. Making a view or an unset tensor is a packet too, of the op number kView or kCreate, that launches
+// nothing.
 struct Recording {
-  static constexpr int32_t kLocal = -1000, kView = kOpCount;
+  static constexpr int32_t kLocal = -1000, kView = kOpCount, kCreate = kOpCount + 1;
   int32_t device = 0;
   Pool* pool = nullptr;
   std::vector<Packet> packets;
   std::vector<Launch> launches;
   std::vector<Storage*> retained;              // everything the launches touch
-  std::vector<View> made;                      // outputs of the ops, in order
+  std::vector<View> made;                      // outputs of the ops and unset tensors, in order
   std::unordered_map<int32_t, int32_t> local;  // id -> kLocal - k, in the pass under way
   size_t next_packet = 0, next_made = 0;       // where a verifying pass stands
+  std::vector<int32_t> stand_ins;              // what the verifying pass has made
+  std::string difference;                      // the first one it found
 
   void name(int32_t id) { local.emplace(id, kLocal - int32_t(local.size())); }
 };
@@ -75,10 +78,12 @@ class Runtime {
   int32_t add(Storage* storage, const View& view, int32_t device);
   int32_t resolve(const Packet& packet, Args& args, Storage** storages);
   void make_outputs(const Packet& packet, Args& args, int32_t device, int32_t outputs[kMaxOutputs], Storage** storages);
+  void drop_outputs(const Packet& packet, const int32_t* outputs);
   void record(const Packet& packet, const int32_t* outputs, Storage** storages);
   void verify(const Packet& packet, int32_t outputs[kMaxOutputs]);
   void match(const Packet& packet, const char* name);
-  void record_view(int32_t made, int32_t origin, int64_t offset, int32_t rank, const int32_t* dims);
+  int32_t stand_in();
+  void leave_verify();
   Packet relative(const Packet& packet, const Recording& recording) const;
   void drop_recording(Recording& recording);
 

@@ -81,6 +81,26 @@ std::unique_ptr<Failure> Stream::finish() {
   return result;
 }
 
+void Stream::wait() {
+  bool done = false;
+  Job job;
+  job.task = [&] {
+    struct Done {  // also when the device fails
+      Stream& stream;
+      bool& done;
+      ~Done() {
+        std::lock_guard<std::mutex> lock(stream.mutex_);
+        done = true;
+        stream.drained_.notify_all();
+      }
+    } at_end{*this, done};
+    device_.finish();
+  };
+  push(std::move(job));
+  std::unique_lock<std::mutex> lock(mutex_);
+  drained_.wait(lock, [&] { return done; });
+}
+
 void Stream::loop() {
   while (!stop_) {
     const uint64_t head = head_.load(std::memory_order_relaxed);

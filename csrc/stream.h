@@ -47,6 +47,7 @@ class Stream {
   void push_launch(const Launch& launch);
   void push(Job job);
   std::unique_ptr<Failure> finish();  // waits for all that was queued; returns and clears the failure that sticks
+  void wait();                        // as finish(), and leaves the failure where it is
   // While on, the time of each kernel is kept; an asynchronous device is waited for after each. Off costs a branch.
   void time_kernels(bool on);
   std::unique_ptr<Failure> take_times(std::vector<KernelTime>& times);  // as finish(), with the times since then

@@ -27,10 +27,11 @@ export function fileError(what: string, cause: unknown): TrainCoreError {
 /** Largest part of a buffer handed to one system call, which takes less than 2 GiB. */
 const MAX_CHUNK = 1 << 28
 
-/** Writes all of `bytes` at the handle's current position. */
-export async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {
+/** Writes all of `bytes` from `position` on; default the handle's current one. */
+export async function writeAll(handle: FileHandle, bytes: Uint8Array, position?: number): Promise<void> {
   for (let at = 0; at < bytes.length; ) {
-    const { bytesWritten } = await handle.write(bytes, at, Math.min(bytes.length - at, MAX_CHUNK))
+    const where = position === undefined ? null : position + at
+    const { bytesWritten } = await handle.write(bytes, at, Math.min(bytes.length - at, MAX_CHUNK), where)
     at += bytesWritten
   }
 }

@@ -15,6 +15,7 @@ export {
   type HeadTeacher,
   headLoss,
   headLossBackward,
+  headTopK,
   type Loss,
   type LossOptions,
 } from './ops/loss.js'

@@ -113,7 +113,7 @@ function start(): Machine {
     binding,
     words: new Int32Array(block),
     floats: new Float32Array(block),
-    numbers: Object.fromEntries(binding.ops.map((op, number) => [op.name, number])),
+    numbers: Object.assign(Object.create(null), Object.fromEntries(binding.ops.map((op, number) => [op.name, number]))),
     isFloat: binding.ops.map(op =>
       op.scalars
         .split(' ')
@@ -158,6 +158,8 @@ export function callOp(
   const { binding, words, floats, numbers, isFloat } = machine ?? start()
   const number = numbers[op]
   if (number === undefined) throw new TrainCoreError('ERR_ARGUMENT', `no op is called ${op}`)
+  if (inputs.length > OUT - IN || outputs.length > SCALAR - OUT)
+    throw new TrainCoreError('ERR_ARGUMENT', `[${op}] a packet takes 8 inputs and 4 outputs at most`)
   words.fill(0, 0, REPLY)
   words[0] = number
   for (let k = 0; k < inputs.length; k++) words[IN + k] = inputs[k]?.id ?? 0
@@ -170,6 +172,8 @@ export function callOp(
     throw new TrainCoreError('ERR_ARGUMENT', `[${op}] takes ${float.length} scalars; got ${scalars.length}`)
   for (let k = 0; k < scalars.length; k++) {
     const value = scalars[k]!
+    if (typeof value !== 'number')
+      throw new TrainCoreError('ERR_ARGUMENT', `[${op}] scalar ${k} must be a number; got ${String(value)}`)
     if (float[k]) floats[SCALAR + k] = value
     else if (Number.isInteger(value) && value >= -0x80000000 && value <= 0x7fffffff) words[SCALAR + k] = value
     else throw new TrainCoreError('ERR_ARGUMENT', `[${op}] scalar ${k} must be a 32-bit integer; got ${value}`)
@@ -191,6 +195,8 @@ export function callOp(
 }
 
 function checkDims(shape: readonly number[]): void {
+  if (!Array.isArray(shape))
+    throw new TrainCoreError('ERR_SHAPE', `a shape is an array of dimensions; got ${String(shape)}`)
   if (shape.length > 4)
     throw new TrainCoreError('ERR_SHAPE', `a tensor has 0 to 4 dimensions; got [${shape.join(', ')}]`)
   for (const dim of shape)

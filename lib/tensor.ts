@@ -1,4 +1,4 @@
-import { currentDevice, type Device, deviceAt } from './device.js'
+import { currentDevice, Device, deviceAt } from './device.js'
 import { bf16ToFloat32, f16ToFloat32, float32ToBf16, float32ToF16 } from './dtype.js'
 import { TrainCoreError } from './errors.js'
 import { callOp, createTensor, createView, DTYPES, type DType, native, type Output } from './native.js'
@@ -33,12 +33,16 @@ const finalizer = new FinalizationRegistry<number>(id => native().binding.free(i
 /** Where new tensors are noted while a {@link scope} is open. */
 let scopeList: Tensor[] | undefined
 
+/** The id of every freed tensor: the device uses ids again in the long run, never this one (no tensor has the slot 0). */
+const FREED = 1 << 20
+
 /**
  * A multi-dimensional array in device memory: row-major, contiguous, at most 4 dimensions. It is an id; the memory is freed by
  * `free()`, at the end of the `scope()` that made it, or, outside any scope, some time after the object is garbage.
  */
 export class Tensor {
-  readonly id: number
+  /** @internal of the device's table; changes once, when the tensor is freed */
+  id: number
   readonly shape: readonly number[]
   readonly dtype: DType
   readonly device: Device
@@ -47,6 +51,9 @@ export class Tensor {
   /** d loss / d this, f32, same shape; only on tensors with `requiresGrad` */
   grad: Tensor | null = null
   node: TapeNode | null = null
+  /** @internal given to {@link keep}: no scope frees it */
+  kept = false
+  private watched = false
 
   /** @internal Ops make tensors; use {@link Tensor.from}, {@link Tensor.zeros} or {@link Tensor.empty}. */
   constructor(id: number, shape: readonly number[], dtype: DType, device: Device) {
@@ -55,7 +62,14 @@ export class Tensor {
     this.dtype = dtype
     this.device = device
     if (scopeList) scopeList.push(this)
-    else finalizer.register(this, id, this)
+    else this.watch()
+  }
+
+  /** @internal From here on the garbage collector frees it. */
+  watch(): void {
+    if (this.watched || this.id === FREED) return
+    this.watched = true
+    finalizer.register(this, this.id, this)
   }
 
   /** Number of elements. */
@@ -81,7 +95,12 @@ export class Tensor {
             ? 'u8'
             : 'f32')
     const tensor = Tensor.empty(shape, { ...options, dtype })
-    tensor.write(data)
+    try {
+      tensor.write(data)
+    } catch (error) {
+      tensor.free()
+      throw error
+    }
     return tensor
   }
 
@@ -89,6 +108,8 @@ export class Tensor {
   static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
     const device = options.device ?? currentDevice()
     const dtype = options.dtype ?? 'f32'
+    if (!(device instanceof Device))
+      throw new TrainCoreError('ERR_ARGUMENT', `device must be a Device, as device() gives; got ${String(device)}`)
     return new Tensor(createTensor(device.index, dtype, shape), [...shape], dtype, device)
   }
 
@@ -98,7 +119,12 @@ export class Tensor {
 
   static full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
     const tensor = Tensor.empty(shape, options)
-    callOp('fill', [null], [tensor], [value])
+    try {
+      callOp('fill', [null], [tensor], [value])
+    } catch (error) {
+      tensor.free()
+      throw error
+    }
     return tensor
   }
 
@@ -111,8 +137,14 @@ export class Tensor {
    * Overwrites the contents, in order with the ops queued so far.
    *
    * @param data as many elements as the tensor has; floats for f32, bf16, f16; raw bits when a Uint16Array is given to bf16 / f16
+   * @throws TrainCoreError ERR_SHAPE; ERR_ARGUMENT when an element is no number, or none that the dtype holds; ERR_FREED
    */
   write(data: TensorData): void {
+    if (!Array.isArray(data) && !isTypedArray(data))
+      throw new TrainCoreError(
+        'ERR_ARGUMENT',
+        `[write] data must be an array of numbers or a typed array; got ${typeof data}`,
+      )
     if (data.length !== this.size)
       throw new TrainCoreError(
         'ERR_SHAPE',
@@ -143,7 +175,12 @@ export class Tensor {
 
   /** Frees the memory (shared with views: when the last one goes). Twice is fine; any use after it is ERR_FREED. */
   free(): void {
+    if (this.id === FREED) return
     native().binding.free(this.id)
+    this.id = FREED
+    if (!this.watched) return
+    finalizer.unregister(this)
+    this.watched = false
   }
 
   toString(): string {
@@ -156,25 +193,34 @@ export interface TensorOptions {
   device?: Device
 }
 
+function isTypedArray(data: unknown): boolean {
+  if (!ArrayBuffer.isView(data)) return false
+  return !(data instanceof DataView || data instanceof BigInt64Array || data instanceof BigUint64Array)
+}
+
+const RANGES = { i32: [-0x80000000, 0x7fffffff], u16: [0, 0xffff], u8: [0, 0xff] } as const
+
+/** The elements in a typed array of the dtype's own kind. */
 function encode(data: TensorData, dtype: DType): ArrayBufferView {
-  switch (dtype) {
-    case 'f32':
-      return data instanceof Float32Array ? data : Float32Array.from(data)
-    case 'bf16':
-      return data instanceof Uint16Array
-        ? data
-        : float32ToBf16(data instanceof Float32Array ? data : Float32Array.from(data))
-    case 'f16':
-      return data instanceof Uint16Array
-        ? data
-        : float32ToF16(data instanceof Float32Array ? data : Float32Array.from(data))
-    case 'i32':
-      return data instanceof Int32Array ? data : Int32Array.from(data)
-    case 'u16':
-      return data instanceof Uint16Array ? data : Uint16Array.from(data)
-    case 'u8':
-      return data instanceof Uint8Array ? data : Uint8Array.from(data)
+  if (dtype === 'f32' || dtype === 'bf16' || dtype === 'f16') {
+    if (dtype !== 'f32' && data instanceof Uint16Array) return data
+    const floats = data instanceof Float32Array ? data : convert(data, new Float32Array(data.length), dtype)
+    return dtype === 'f32' ? floats : dtype === 'bf16' ? float32ToBf16(floats) : float32ToF16(floats)
   }
+  if (dtype === 'i32') return data instanceof Int32Array ? data : convert(data, new Int32Array(data.length), dtype)
+  if (dtype === 'u16') return data instanceof Uint16Array ? data : convert(data, new Uint16Array(data.length), dtype)
+  return data instanceof Uint8Array ? data : convert(data, new Uint8Array(data.length), dtype)
+}
+
+function convert<T extends RawData>(data: TensorData, into: T, dtype: DType): T {
+  const range = dtype in RANGES ? RANGES[dtype as keyof typeof RANGES] : null
+  for (let k = 0; k < data.length; k++) {
+    const x: unknown = data[k]
+    if (typeof x !== 'number' || (range && !(Number.isInteger(x) && x >= range[0] && x <= range[1])))
+      throw new TrainCoreError('ERR_ARGUMENT', `[write] element ${k} must be one that ${dtype} holds; got ${String(x)}`)
+    into[k] = x
+  }
+  return into
 }
 
 function decode(buffer: ArrayBuffer, dtype: DType): RawData {
@@ -201,6 +247,11 @@ export function run(
   outputs: readonly Output[],
   scalars: readonly number[] = [],
 ): Tensor[] {
+  for (let k = 0; k < inputs.length; k++)
+    if (inputs[k] && !(inputs[k] instanceof Tensor)) throw notATensor(op, `input ${k}`, inputs[k])
+  for (let k = 0; k < outputs.length; k++)
+    if (typeof outputs[k] !== 'symbol' && !(outputs[k] instanceof Tensor))
+      throw notATensor(op, `output ${k}`, outputs[k])
   const made = callOp(op, inputs, outputs, scalars)
   const result: Tensor[] = []
   for (let k = 0; k < made.length; k++) {
@@ -209,6 +260,10 @@ export function run(
     else result.push(outputs[k] instanceof Tensor ? (outputs[k] as Tensor) : (null as unknown as Tensor))
   }
   return result
+}
+
+function notATensor(op: string, place: string, got: unknown): TrainCoreError {
+  return new TrainCoreError('ERR_ARGUMENT', `[${op}] ${place} must be a Tensor; got ${typeof got} ${String(got)}`)
 }
 
 /** The number of a dtype in packets' scalars (`out_dtype`, `dtype`). */
@@ -221,46 +276,46 @@ export function dtypeNumber(dtype: DType): number {
  * given to {@link keep}. Scopes nest; what leaves an inner scope belongs to the outer one. `body` must be synchronous.
  */
 export function scope<T>(body: () => T): T {
+  const { value, owned } = ownScope(body)
+  for (const tensor of owned)
+    if (scopeList) scopeList.push(tensor)
+    else tensor.watch()
+  return value
+}
+
+/** @internal As {@link scope}, but what was made in `body` and leaves it (`owned`) is the caller's to free. */
+export function ownScope<T>(body: () => T): { value: T; owned: Tensor[] } {
   const outer = scopeList
   const mine: Tensor[] = []
+  const leaving = new Set<unknown>()
   scopeList = mine
-  let result: T | undefined
   try {
-    result = body()
-    if (result instanceof Promise)
+    const value = body()
+    if (typeof (value as { then?: unknown } | null | undefined)?.then === 'function')
       throw new TrainCoreError('ERR_ARGUMENT', 'scope() takes a synchronous function; got one that returns a promise')
-    return result
+    collect(value, leaving)
+    return { value, owned: mine.filter(tensor => leaving.has(tensor) && !tensor.kept) }
   } finally {
     scopeList = outer
-    const kept = kept_.get(mine) ?? new Set<Tensor>()
-    collect(result, kept)
-    for (const tensor of mine) {
-      if (!kept.has(tensor)) tensor.free()
-      else if (outer && !keptForever.has(tensor)) outer.push(tensor)
-      else finalizer.register(tensor, tensor.id, tensor)
-    }
+    for (const tensor of mine)
+      if (tensor.kept) tensor.watch()
+      else if (!leaving.has(tensor)) tensor.free()
   }
 }
 
-const kept_ = new WeakMap<Tensor[], Set<Tensor>>()
-const keptForever = new WeakSet<Tensor>()
-
-/** Lets a tensor made in the current scope live until its own `free()` (or until it is garbage). */
+/** Lets a tensor outlive every scope, until its own `free()` (or until it is garbage). */
 export function keep(tensor: Tensor): Tensor {
-  if (!scopeList) return tensor
-  let kept = kept_.get(scopeList)
-  if (!kept) {
-    kept = new Set()
-    kept_.set(scopeList, kept)
-  }
-  kept.add(tensor)
-  keptForever.add(tensor)
+  tensor.kept = true
   return tensor
 }
 
-function collect(value: unknown, into: Set<Tensor>): void {
-  if (value instanceof Tensor) into.add(value)
-  else if (Array.isArray(value)) for (const item of value) collect(item, into)
-  else if (value && typeof value === 'object' && Object.getPrototypeOf(value) === Object.prototype)
-    for (const item of Object.values(value)) collect(item, into)
+/** All tensors in arrays and plain objects, and those themselves. */
+function collect(value: unknown, into: Set<unknown>): void {
+  if (!value || typeof value !== 'object' || into.has(value)) return
+  const list = Array.isArray(value)
+  const prototype = list ? null : Object.getPrototypeOf(value)
+  if (!list && !(value instanceof Tensor) && prototype && prototype !== Object.prototype) return
+  into.add(value)
+  if (value instanceof Tensor) return
+  for (const item of list ? value : Object.values(value)) collect(item, into)
 }

@@ -27,7 +27,7 @@ export function setup() {
   const stamps = readStamps()
   const { TRAIN_CORE_CUDA, CXX, CUDACXX } = process.env
   const native = fingerprint(
-    ['csrc', 'CMakeLists.txt', 'package.json', 'scripts/build-native.mjs'],
+    ['csrc', 'test/metal-emu', 'CMakeLists.txt', 'package.json', 'scripts/build-native.mjs'],
     [TRAIN_CORE_CUDA, CXX, CUDACXX],
   )
   if (stamps.native !== native || !existsSync(at('build/Release/train_core.node'))) {

@@ -3,7 +3,7 @@
 //   npm run test:all              the slow files too
 //   npm test -- ops/loss data     only the test files whose path contains one of these words
 import { spawnSync } from 'node:child_process'
-import { readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -59,8 +59,8 @@ function testFiles() {
 
 // What was skipped and why, what failed, how long each part took; node --test's own closing lines are the last.
 function summary() {
-  const lines = readFileSync(tap, 'utf8').split('\n')
-  rmSync(tap)
+  const lines = existsSync(tap) ? readFileSync(tap, 'utf8').split('\n') : []
+  rmSync(tap, { force: true })
   const skipped = new Map()
   for (const line of lines) {
     const reason = /^ *ok .* # SKIP ?(.*)$/.exec(line)?.[1]

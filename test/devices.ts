@@ -79,7 +79,7 @@ function report(): void {
 }
 
 export interface ChildRun {
-  /** `scalar`, `avx2`, ...: the CPU target that its tests ran on; empty when none ran */
+  /** `scalar`, `avx2`, ...: the CPU target that its tests ran on, or `metal`; empty when none ran */
   isa: string
   threads: number
   tests: number
@@ -87,8 +87,15 @@ export interface ChildRun {
   digest: string
 }
 
+/** The CPU targets below this process's own. */
+export function lowerTargets(): string[] {
+  const best = device('cpu').info().isa
+  const order = ['scalar', 'avx2', 'avx512', 'avx512bf16', 'amx']
+  return best === 'neon' ? ['scalar'] : order.slice(0, order.indexOf(best))
+}
+
 /**
- * Runs a compiled test file in a process of its own, on the CPU only.
+ * Runs a compiled test file in a process of its own, on the CPU only unless TRAIN_CORE_TEST_DEVICES says otherwise.
  *
  * @param env added to this process's environment, e.g. TRAIN_CORE_ISA, TRAIN_CORE_THREADS
  * @throws Error with the end of its output when a test of it fails
@@ -107,7 +114,7 @@ export function inChild(env: Record<string, string>, file: string): Promise<Chil
         return reject(
           new Error(`${file} with ${JSON.stringify(env)} ended with ${code ?? signal}\n${failures(output)}`),
         )
-      const ran = /^# ran (\d+) tests on cpu (\w+) threads=(\d+)$/m.exec(output)
+      const ran = /^# ran (\d+) tests on (?:cpu )?(\w+)(?: threads=(\d+))?$/m.exec(output)
       resolve({
         tests: Number(ran?.[1] ?? 0),
         isa: ran?.[2] ?? '',

@@ -70,7 +70,9 @@ export async function gradcheck(fn: Fn, inputs: readonly Tensor[], options: Grad
     const dot = (a: readonly Float64Array[], b: readonly Float64Array[]) =>
       a.reduce((total, x, i) => total + x.reduce((sum, value, j) => sum + value * b[i]![j]!, 0), 0)
     const count = u.reduce((total, x) => total + x.length, 0)
-    const scale = Math.sqrt((dot(jv, jv) * dot(u, u)) / Math.max(count, 1))
+    // What <u, Jv> is like for any u and for any v; a loss has one u, whose Jv may happen to be next to nothing.
+    const norm = Math.sqrt(dot([asLeaves[k]!], [asLeaves[k]!]))
+    const scale = Math.max(Math.sqrt((dot(jv, jv) * dot(u, u)) / Math.max(count, 1)), norm)
     const check = (gradient: Float64Array, want: number, size: number, what: string): void => {
       noteBits(gradient)
       const got = dot([gradient], [v])

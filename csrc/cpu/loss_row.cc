@@ -11,7 +11,8 @@ log-sum-exp z of the others' logits / T, the teacher's the log of the tail; a gr
 z) for column v. Sources: Hinton et al. 2015 (1503.02531) section 2 (T²); Agarwal et al. 2023 (2306.13649) and TRL's GKD
 trainer (JSD, its ends); Wu et al. 2022 (TinyViT, 2207.10666) (stored sparse logits). KL(p‖p) is exactly 0: both rows go
 through the same code, and log(p/q) is made of differences. Sweeps are f32 over kSegment columns, summed in double from
-segment to segment.
+segment to segment. A log-probability below -1e9, a teacher's -inf say, counts as -1e9: p log(p/q) is 0 there, and a
+reverse KL that would be infinite is large.
 */
 #include <algorithm>
 #include <cmath>

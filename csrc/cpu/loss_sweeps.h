@@ -31,7 +31,7 @@ struct LossValues {    // sums over the columns, each still to be divided by sum
 struct LossSweeps {
   // sums[0] = sum e_s, sums[1] = sum e_1
   void (*sums[kCeCount])(const float* s, int64_t n, const struct LossSweep* p, float* sums);
-  // d = a_kl·e_s + a_1·e_1, for CE alone and for the columns outside a cached teacher's; exponents above 88 are cut
+  // d = a_kl·e_s + a_1·e_1, for CE alone and for the columns outside a cached teacher's
   void (*alone[kCeCount])(float* d, const float* s, int64_t n, const struct LossSweep* p);
   void (*values[kTermsCount])(const float* s, const float* t, int64_t n, const struct LossSweep* p,
                               struct LossValues* sums);

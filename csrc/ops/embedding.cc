@@ -6,7 +6,7 @@ namespace {
 void check_tokens(Args& x, const View& tokens, const View& positions) {
   x.require_dtype(tokens.dtype == DType::i32, "tokens must be i32", tokens);
   x.require_shape(tokens.rank == 2, "tokens must be [B,T]", tokens);
-  if (!positions.rank) return;
+  if (!positions.data) return;
   x.require_dtype(positions.dtype == DType::i32, "positions must be i32", positions);
   x.require_shape(positions.size() == tokens.size(), "positions must have tokens' shape", positions);
 }

@@ -107,6 +107,22 @@ void head_loss_backward(Args& x) {
   x.output(2, DType::f32, {x.in[0].rows(), 4});
 }
 
+void head_top_k(Args& x) {
+  const View &hidden = x.in[0], &head = x.in[1];
+  x.require_dtype(is_float(hidden) && head.dtype == hidden.dtype, "hidden and head must both be f32 or both bf16; head",
+                  head);
+  x.require_shape(hidden.rank >= 1 && head.rank == 2 && head.last() == hidden.last(),
+                  "head must be [Vp,C] with hidden's C", head);
+  const int64_t V = x.i(0), K = x.i(2);
+  x.require(V >= 1 && V <= head.dim[0],
+            "vocab must be from 1 to " + std::to_string(head.dim[0]) + "; got " + std::to_string(V));
+  x.require(std::isfinite(x.f(1)) && x.f(1) > 0, "temperature must be above 0; got " + std::to_string(x.f(1)));
+  x.require(K >= 1 && K <= V, "top_k must be from 1 to vocab; got " + std::to_string(K));
+  x.output(0, V <= 65536 ? DType::u16 : DType::i32, {hidden.rows(), K});
+  x.output(1, DType::f32, {hidden.rows(), K});
+  x.output(2, DType::f32, {hidden.rows()});
+}
+
 namespace {
 void check_cosine(Args& x) {
   const View &a = x.in[0], &b = x.in[1];

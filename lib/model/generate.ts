@@ -3,7 +3,7 @@ import { createRng, setRngStep } from '../ops/random.js'
 import { sample } from '../ops/sample.js'
 import { noGrad } from '../tape.js'
 import { scope, Tensor } from '../tensor.js'
-import type { GPT2 } from './gpt2.js'
+import type { GPT2, KVCache } from './gpt2.js'
 
 /** How text is continued. */
 export interface GenerateOptions {
@@ -49,33 +49,40 @@ export async function* generate(
   if (!Number.isInteger(maxTokens) || maxTokens < 0)
     throw new TrainCoreError('ERR_ARGUMENT', `maxTokens must be an integer of 0 or more; got ${maxTokens}`)
   const count = Math.min(maxTokens, positions - prompt.length)
-  const { device } = model
-  const cache = model.createCache(1, prompt.length + count)
-  const rng = createRng(seed, device)
+  const rng = createRng(seed, model.device)
+  let cache: KVCache | undefined
   try {
+    cache = model.createCache(1, prompt.length + count)
+    const choose = { vocab: vocabSize, temperature, topK, topP, stream: SAMPLE_STREAM }
     let next = Int32Array.from(prompt)
     let past = 0
     for (let made = 0; made < count; made++) {
       if (signal?.aborted) throw new TrainCoreError('ERR_ABORTED', 'generation was aborted', { cause: signal.reason })
       cache.past.write([past])
       setRngStep(rng, seed, made)
-      const chosen = noGrad(() =>
-        scope(() => {
-          const hidden = model.hiddenCached(Tensor.from(next, [1, next.length], { device }), cache)
-          const last = hidden.view([1, model.config.width], (next.length - 1) * model.config.width)
-          return sample(model.project(last), rng, { vocab: vocabSize, temperature, topK, topP, stream: SAMPLE_STREAM })
-        }),
-      )
-      const token = (await chosen.read())[0]!
-      chosen.free()
+      const token = await readAndFree(noGrad(() => scope(() => sample(lastLogits(model, next, cache!), rng, choose))))
       if (token === eosId) return
       yield token
       past += next.length
       next = Int32Array.of(token)
     }
   } finally {
-    for (const layer of cache.layers) layer.free()
-    cache.past.free()
+    for (const tensor of cache ? [...cache.layers, cache.past] : []) tensor.free()
     rng.free()
+  }
+}
+
+/** Logits [1,Vp] after the last of the new tokens. */
+function lastLogits(model: GPT2, tokens: Int32Array, cache: KVCache): Tensor {
+  const { device, config } = model
+  const hidden = model.hiddenCached(Tensor.from(tokens, [1, tokens.length], { device }), cache)
+  return model.project(hidden.view([1, config.width], (tokens.length - 1) * config.width))
+}
+
+async function readAndFree(tensor: Tensor): Promise<number> {
+  try {
+    return (await tensor.read())[0]!
+  } finally {
+    tensor.free()
   }
 }

@@ -9,7 +9,7 @@ import { isRecording, noGrad } from '../tape.js'
 import { type DType, scope, Tensor } from '../tensor.js'
 import { type GPT2Config, paddedVocab } from './config.js'
 import type { GenerateOptions } from './generate.js'
-import { gpt2Parameters } from './names.js'
+import { EMBEDDING, gpt2Parameters } from './names.js'
 import { ParameterSet } from './parameters.js'
 
 /** Where a model runs and in what precision. */
@@ -54,7 +54,7 @@ export class GPT2 {
     this.device = typeof device === 'string' ? openDevice(device) : device
     this.precision = options.precision ?? 'f32'
     const specs = gpt2Parameters(config).map(spec =>
-      spec.name === 'transformer.wte.weight' ? { ...spec, storedRows: paddedVocab(config.vocabSize) } : spec,
+      spec.name === EMBEDDING ? { ...spec, storedRows: paddedVocab(config.vocabSize) } : spec,
     )
     this.parameters = new ParameterSet(specs, this.device, this.precision)
   }
@@ -87,7 +87,7 @@ export class GPT2 {
 
   /** The output matrix [Vp,C], tied to the token embedding; rows from V on are padding. */
   get head(): Tensor {
-    return this.parameters.get('transformer.wte.weight')
+    return this.parameters.get(EMBEDDING)
   }
 
   /**
@@ -101,7 +101,7 @@ export class GPT2 {
     const { embedding: embeddingDropout } = config.dropout
     this.checkLength(tokens.shape[1]!)
     const p = (name: string): Tensor => this.parameters.get(name)
-    let x = embedding(tokens, p('transformer.wte.weight'), p('transformer.wpe.weight'), {
+    let x = embedding(tokens, this.head, p('transformer.wpe.weight'), {
       vocab: config.vocabSize,
       positions: options.positions,
     })
@@ -207,8 +207,7 @@ export class GPT2 {
         return this.project(h.view([B * T, this.config.width]))
       }),
     )
-    const padded = await out.toFloat32()
-    out.free()
+    const padded = await out.toFloat32().finally(() => out.free())
     const { vocabSize: V } = this.config
     const Vp = padded.length / (B * T)
     const real = new Float32Array(B * T * V)

@@ -43,11 +43,16 @@ export function gpt2Parameters(config: GPT2Config): GPT2Parameter[] {
   return list
 }
 
-/** Buffers and copies that real files carry beside the parameters. */
-const IGNORED = /^(transformer\.)?(h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight)$|^lm_head\.weight$/
+/** The token embedding, which is the output head too. */
+export const EMBEDDING = 'transformer.wte.weight'
+/** A copy of it under the output head's name, which some files carry. */
+export const HEAD_COPY = 'lm_head.weight'
+/** Buffers that older files carry beside the parameters. */
+const BUFFERS = /^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$/
 
 /**
- * Finds each parameter among a file's tensors, with or without the `transformer.` prefix.
+ * Finds each parameter among a file's tensors, with or without the `transformer.` prefix. Buffers are passed over; so is a copy of the
+ * embedding as `lm_head.weight`, whose values are the caller's to check.
  *
  * @param available name -> shape of what the file holds
  * @returns parameter name -> name in the file
@@ -61,19 +66,23 @@ export function resolveNames(
   const resolved = new Map<string, string>()
   const missing: string[] = []
   const misshapen: string[] = []
+  const check = (found: string, shape: readonly number[]): void => {
+    const got = available.get(found)!
+    if (got.length !== shape.length || got.some((dim, k) => dim !== shape[k]))
+      misshapen.push(`${found} is [${got.join(', ')}], wanted [${shape.join(', ')}]`)
+  }
   for (const { name, shape } of parameters) {
     const found = [name, name.slice(PREFIX.length)].find(candidate => available.has(candidate))
     if (!found) {
       missing.push(name)
       continue
     }
-    const got = available.get(found)!
-    if (got.length !== shape.length || got.some((dim, k) => dim !== shape[k]))
-      misshapen.push(`${found} is [${got.join(', ')}], wanted [${shape.join(', ')}]`)
+    check(found, shape)
+    if (name === EMBEDDING && available.has(HEAD_COPY)) check(HEAD_COPY, shape)
     resolved.set(name, found)
   }
   const used = new Set(resolved.values())
-  const unexpected = [...available.keys()].filter(name => !used.has(name) && !IGNORED.test(name))
+  const unexpected = [...available.keys()].filter(name => !used.has(name) && name !== HEAD_COPY && !BUFFERS.test(name))
   const problems = [
     missing.length && `${missing.length} missing (${few(missing)})`,
     unexpected.length && `${unexpected.length} unexpected (${few(unexpected)})`,

@@ -3,8 +3,8 @@ import path from 'node:path'
 import { TrainCoreError } from '../errors.js'
 import { configFromHuggingFace, configToHuggingFace, type GPT2Config } from './config.js'
 import { GPT2, type ModelOptions } from './gpt2.js'
-import { gpt2Parameters, resolveNames } from './names.js'
-import { openModelTensors, writeSafetensors } from './safetensors.js'
+import { EMBEDDING, gpt2Parameters, HEAD_COPY, resolveNames } from './names.js'
+import { openModelTensors, writeModelTensors } from './safetensors.js'
 
 /** Reads a model directory's config.json. @throws TrainCoreError ERR_FILE, ERR_CONFIG */
 export async function readConfig(folder: string): Promise<GPT2Config> {
@@ -57,15 +57,32 @@ export async function readWeights(model: GPT2, folder: string): Promise<void> {
   const tensors = await openModelTensors(folder)
   try {
     const names = resolveNames(tensors.shapes, gpt2Parameters(config), folder)
-    for (const [name, inFile] of names) parameters.write(name, await tensors.readFloat32(inFile))
+    for (const [name, inFile] of names) {
+      const values = await tensors.readFloat32(inFile)
+      if (name === EMBEDDING && tensors.shapes.has(HEAD_COPY))
+        checkTied(values, await tensors.readFloat32(HEAD_COPY), config, folder)
+      parameters.write(name, values)
+    }
     parameters.syncCompute()
   } finally {
     await tensors.close()
   }
 }
 
+/** GPT-2's output head is its token embedding: a head of other values makes another model. */
+function checkTied(embedding: Float32Array, head: Float32Array, config: GPT2Config, folder: string): void {
+  const at = head.findIndex((x, k) => !Object.is(x, embedding[k]))
+  if (at < 0) return
+  const row = Math.floor(at / config.width)
+  throw new TrainCoreError(
+    'ERR_FILE',
+    `${folder}: ${HEAD_COPY} must be a copy of ${EMBEDDING}; they differ from row ${row} on`,
+    { help: 'models with an output head of their own are not supported' },
+  )
+}
+
 /**
- * Writes config.json and model.safetensors (F32) as transformers' GPT2LMHeadModel.from_pretrained loads them: padding stripped, no copy
+ * Writes config.json and model.safetensors (F32; shards from 5 GB on) as transformers' GPT2LMHeadModel.from_pretrained loads them: padding stripped, no copy
  * of the tied head. The tokenizer's files are the caller's.
  *
  * @throws TrainCoreError ERR_FILE
@@ -83,5 +100,5 @@ export async function saveGPT2(model: GPT2, folder: string): Promise<void> {
     shape,
     data: () => model.parameters.read(name),
   }))
-  await writeSafetensors(path.join(folder, 'model.safetensors'), tensors)
+  await writeModelTensors(folder, tensors)
 }

@@ -1,5 +1,5 @@
-import { accumulator, differentiable } from '../tape.js'
-import { NEW, type Output, run, SKIP, type Tensor } from '../tensor.js'
+import { accumulator, differentiable, needsGrad } from '../tape.js'
+import { dtypeNumber, NEW, run, SKIP, type Tensor } from '../tensor.js'
 import { scale, weightedSum } from './elementwise.js'
 
 /** A teacher cached by its K largest probabilities per row, at the temperature of the loss. */
@@ -13,7 +13,7 @@ export interface CachedTeacher {
 }
 
 /**
- * The loss family, per row: ce·CE + kl·T²·KL(t‖s) + rkl·T²·KL(s‖t) + jsd·JSD_beta; see csrc/cpu/loss.cc for the formulas.
+ * The loss family, per row: ce·CE + kl·T²·KL(t‖s) + rkl·T²·KL(s‖t) + jsd·JSD_beta; see csrc/cpu/loss_row.cc for the formulas.
  * Terms of weight 0 cost nothing.
  */
 export interface LossOptions {
@@ -87,7 +87,7 @@ export function distillLoss(logits: Tensor, options: LossOptions & { teacher?: T
   return { loss, parts }
 }
 
-/** Mean cross-entropy of logits [R,Vp] against targets i32 [R] (-100: ignored): the sum, times the seed you give (1/R, say). */
+/** Cross-entropy of logits [R,Vp] against targets i32 [R] (-100: ignored): the sum over rows, times the seed (1/R, say, for the mean). */
 export function crossEntropy(
   logits: Tensor,
   targets: Tensor,
@@ -144,21 +144,23 @@ export interface HeadLossOptions extends LossOptions {
 export function headLoss(hidden: Tensor, head: Tensor, options: HeadLossOptions): Loss {
   const { inputs, scalars } = headInputs(hidden, head, options)
   const parts = run('head_loss_forward', inputs, [NEW], scalars)[0]!
+  const wantsHidden = needsGrad(hidden)
   const loss = differentiable('head_loss', total(parts, options), [hidden, head], dLoss => {
-    const into = headTarget(head)
-    const [dHidden, dHead] = run(
-      'head_loss_backward',
-      [...inputs, combinedSeed(dLoss, options.seed)],
-      [NEW, into, SKIP],
-      scalars,
-    )
-    return [dHidden!, into === NEW ? dHead! : null]
+    const into = accumulator(head)
+    const seed = combinedSeed(dLoss, options.seed)
+    const [dHidden, dHead] = run('head_loss_backward', [...inputs, seed], [NEW, into, SKIP], scalars)
+    if (!wantsHidden) dHidden!.free()
+    return [wantsHidden ? dHidden! : null, into === NEW ? inDtypeOf(head, dHead!) : null]
   })
   return { loss, parts }
 }
 
-function headTarget(head: Tensor): Output {
-  return accumulator(head)
+/** A kernel's f32 gradient as the tape passes it on. */
+function inDtypeOf(x: Tensor, gradient: Tensor): Tensor {
+  if (x.dtype === 'f32') return gradient
+  const cast = run('cast', [gradient], [NEW], [dtypeNumber(x.dtype)])[0]!
+  gradient.free()
+  return cast
 }
 
 /**
@@ -176,6 +178,25 @@ export function headLossBackward(
   const into = head.requiresGrad ? accumulator(head) : SKIP
   const [dHidden, , parts] = run('head_loss_backward', [...inputs, options.seed], [NEW, into, NEW], scalars)
   return { parts: parts!, dHidden: dHidden! }
+}
+
+/**
+ * The K most probable tokens of each row, in descending order, and the mass of all others: a teacher to be cached. No autograd.
+ *
+ * @param hidden [R,C] (or [B,T,C]), f32 or bf16
+ * @param head [Vp,C], same dtype
+ * @param options.temperature of the log-probs; must be that of the loss; default 1
+ * @returns ids u16 (i32 where vocab is above 65,536) [R,K]; logProbs f32 [R,K]; tail f32 [R], exactly 0 where K = vocab
+ * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT
+ */
+export function headTopK(
+  hidden: Tensor,
+  head: Tensor,
+  options: { topK: number; temperature?: number; vocab?: number },
+): CachedTeacher {
+  const { topK, temperature = 1, vocab = head.shape[0]! } = options
+  const [ids, logProbs, tail] = run('head_top_k', [hidden, head], [NEW, NEW, NEW], [vocab, temperature, topK])
+  return { ids: ids!, logProbs: logProbs!, tail: tail! }
 }
 
 /** Options of {@link cosineLoss}. */

@@ -32,8 +32,8 @@ export async function initRandom(model: GPT2, seed: number): Promise<void> {
 }
 
 /**
- * Which teacher layer each student layer starts from: DistilBERT's [0, 2, 4, 7, 9, 11] for 12 -> 6 (scripts/extract.py), and spread in
- * the same way, first and last included, for any other pair.
+ * Which teacher layer each student layer starts from: spread evenly, first and last included. For 12 -> 6 that is DistilBERT's
+ * [0, 2, 4, 7, 9, 11] (huggingface/transformers, scripts/extract.py of its distillation project).
  */
 export function defaultLayerMap(teacherLayers: number, studentLayers: number): number[] {
   if (studentLayers > teacherLayers)
@@ -41,7 +41,6 @@ export function defaultLayerMap(teacherLayers: number, studentLayers: number): n
       'ERR_CONFIG',
       `a student from teacher layers has at most the teacher's ${teacherLayers} layers; got ${studentLayers}`,
     )
-  if (teacherLayers === 12 && studentLayers === 6) return [0, 2, 4, 7, 9, 11]
   if (studentLayers === 1) return [0]
   return Array.from({ length: studentLayers }, (_, k) => Math.round((k * (teacherLayers - 1)) / (studentLayers - 1)))
 }

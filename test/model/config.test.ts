@@ -190,6 +190,9 @@ test('names resolve with and without the prefix; buffers and the tied head are p
       PARAMETERS.map(({ name }) => [name, rename(name)]),
     )
   }
+  const larger = shapesOf(name => name)
+  larger.set('lm_head.weight', [51, 16])
+  assert.throws(() => resolveNames(larger, PARAMETERS, 'x'), /lm_head.weight is \[51, 16\], wanted \[50, 16\]/)
 })
 
 test('missing, unexpected and misshapen tensors are named in one message', () => {

@@ -6,20 +6,13 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { device } from '../../lib/device.js'
-import { inChild } from '../devices.js'
+import { inChild, lowerTargets } from '../devices.js'
 
 const here = fileURLToPath(import.meta.url)
 const folder = path.dirname(here)
 const files = readdirSync(folder).filter(name => name.endsWith('.test.js') && name !== path.basename(here))
 const QUICK = { TRAIN_CORE_TEST_QUICK: '1' }
 const best = device('cpu').info().isa
-
-/** The targets below this process's own. */
-function lowerTargets(): string[] {
-  const order = ['scalar', 'avx2', 'avx512', 'avx512bf16', 'amx']
-  if (best === 'neon') return ['scalar']
-  return order.slice(0, order.indexOf(best))
-}
 
 test('there are tests to rerun', () => assert.ok(files.length >= 4, `found ${files.join(', ')}`))
 

@@ -1,0 +1,62 @@
+// The Metal device: shared memory, the pipelines made so far, and the failures that kernels report.
+#pragma once
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../device.h"
+#include "runtime.h"
+
+namespace tc::metal {
+
+// What a kernel found wrong with its data (a token id outside the vocabulary, say); kernels write it, see Fault in
+// params.h. The first of a stretch is what the next fence reports.
+using FaultText = std::function<Error(int32_t value, uint32_t at)>;
+
+class MetalDevice : public Device {
+ public:
+  explicit MetalDevice(std::unique_ptr<Runtime> runtime);
+  ~MetalDevice() override;
+
+  const char* name() const override { return "metal"; }
+  std::string describe() const override { return std::string("metal: ") + runtime_->description(); }
+  size_t memory_limit() const override { return runtime_->memory(); }
+  void* allocate(size_t bytes) override;
+  void release(void* data, size_t bytes) override;
+  void upload(void* device, const void* host, size_t bytes) override;
+  void download(void* host, const void* device, size_t bytes) override;
+  void fill_zero(void* device, size_t bytes) override;
+  void finish() override;
+
+  Binding bind(const void* data, size_t bytes, bool written);
+  void forget(const void* data, size_t bytes);
+  Pipeline* pipeline(const char* file, const std::string& kernel, const Constant* constants, int count);
+  uint32_t max_threads(const Pipeline* pipeline) const { return runtime_->max_threads(pipeline); }
+  // Whether kernels do without simdgroup_matrix (TRAIN_CORE_METAL_PLAIN=1).
+  bool plain() const { return plain_; }
+  // `seconds`: how long it may take on a slow GPU. Command buffers are sent off before the system would stop them.
+  void dispatch(const Dispatch& dispatch, double seconds);
+  // A place for a kernel to report to; it stays until the next finish().
+  Binding fault_slot(FaultText text);
+
+ private:
+  struct Block {
+    Buffer* buffer;
+    size_t bytes;
+  };
+  void wait();
+
+  std::unique_ptr<Runtime> runtime_;
+  const bool plain_;
+  std::mutex mutex_;  // blocks_: memory is taken on the JS thread and used on the stream's
+  std::map<const char*, Block> blocks_;
+  std::map<std::string, Pipeline*> pipelines_;
+  double queued_seconds_ = 0;
+  int32_t* faults_ = nullptr;
+  std::vector<FaultText> fault_texts_;  // of the slots in use
+};
+
+}  // namespace tc::metal

@@ -1,0 +1,107 @@
+// The parameters of the kernels, by family: read by the host's C++ and, joined after prelude.metal, by Metal. Only
+// uint, int, float, and arrays of them.
+#ifndef TRAIN_CORE_METAL_PARAMS
+#define TRAIN_CORE_METAL_PARAMS
+#ifndef __METAL_VERSION__
+#include <cstdint>
+namespace tc::metal {
+typedef uint32_t uint;
+#define constant
+#endif
+
+// What a kernel reports of wrong data: [0] is 1, [1] the value, [2] where it is (a row, say). All 0: nothing.
+constant constexpr uint kFaultWords = 3;
+
+// ---- elementwise
+struct CountParams {
+  uint n;
+};
+struct ScaleParams {
+  uint n;
+  float by;
+  uint has_factor;
+};
+struct FillParams {
+  uint n;
+  uint bits;
+};
+struct WeightedSumParams {
+  uint rows, columns;
+  uint has_weights, accumulate;
+};
+struct SumBlocksParams {
+  uint blocks, n;
+  uint accumulate;
+};
+
+// ---- matmul
+struct MatmulParams {
+  uint M, N, K;
+  uint a_stride, b_stride;  // elements from one row to the next, as stored
+  uint epilogue;            // 0 none, 1 GELU, 2 times GELU'(pre)
+  uint has_bias, has_residual, has_pre_out, accumulate;
+  uint out_bf16, bias_bf16, residual_bf16, pre_bf16;
+};
+struct ColumnSumParams {
+  uint rows, columns;
+  uint block_rows;
+};
+
+// ---- norm
+struct NormParams {
+  uint rows, columns;
+  float epsilon;
+  uint has_residual;
+  uint block_rows;
+};
+
+// ---- embedding
+struct CheckIdsParams {
+  uint rows, time;
+  int limit;
+  uint has_ids, has_past;
+};
+struct EmbeddingParams {
+  uint rows, time, columns;
+  int vocab, positions;  // rows of the tables that may be named; positions 0: there is no position table
+  uint has_positions, has_past;
+};
+struct EmbeddingSumParams {
+  uint rows, time, columns;
+  int limit;
+  uint has_ids;
+};
+
+// ---- random
+struct RandomParams {
+  uint n;
+  uint stream;
+  float first, second;  // low and width, mean and std, probability and 1 / (1 - probability)
+  uint has_residual;
+};
+
+// ---- sample
+struct SampleParams {
+  uint rows, columns, vocab;
+  float inverse_temperature, top_p;
+  uint top_k, stream, greedy;
+};
+
+// ---- optim
+struct NormOfGradsParams {
+  uint n, groups;
+};
+struct AdamWParams {
+  uint n, decay_count;
+  // logarithms of the betas in two parts, and their distances from 1: no f32 arithmetic gets these right
+  float log_beta1, log_beta1_low, log_beta2, log_beta2_low;
+  float one_minus_beta1, beta2, one_minus_beta2;
+  float epsilon, weight_decay, max_norm;
+  uint has_norm, has_copy;
+};
+
+#ifndef __METAL_VERSION__
+#undef constant
+}  // namespace tc::metal
+#endif
+#endif

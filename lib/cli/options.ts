@@ -1,0 +1,48 @@
+/** A flag, which is a key of a configuration file too. */
+export interface Option {
+  /** `texts` and `numbers` are lists: `--data A B --data C`, `--layer-map 0,2,4` */
+  readonly kind: 'text' | 'number' | 'flag' | 'texts' | 'numbers'
+  readonly describe: string
+  /** the only values it takes */
+  readonly choices?: readonly string[]
+  /** shown as its default */
+  readonly fallback?: string
+}
+
+/** Flags by their names without dashes: `batch-size`. */
+export type Options = Readonly<Record<string, Option>>
+
+/** Values by the library's names: `batchSize`. Only what was given. */
+export type Values = Readonly<Record<string, unknown>>
+
+/** Flags that every command takes. */
+export const COMMON: Options = {
+  device: {
+    kind: 'text',
+    describe: 'auto, cpu, cuda, cuda:N or metal; auto is the fastest that works here',
+    fallback: 'auto',
+  },
+  precision: {
+    kind: 'text',
+    choices: ['auto', 'f32', 'bf16', 'f16'],
+    describe: 'of weights and activations; auto is bf16 where the device multiplies it faster',
+    fallback: 'auto',
+  },
+  seed: { kind: 'number', describe: 'of all random numbers', fallback: '0' },
+  threads: { kind: 'number', describe: 'CPU threads', fallback: 'all' },
+  config: { kind: 'text', describe: 'YAML or JSON file with these options as keys; flags win' },
+  'dry-run': { kind: 'flag', describe: 'resolve and check everything, print the plan, do nothing' },
+  json: { kind: 'flag', describe: 'print the result as JSON on stdout, and nothing else there' },
+  quiet: { kind: 'flag', describe: 'no progress on stderr' },
+  verbose: { kind: 'flag', describe: 'stack traces with errors' },
+}
+
+/** `batch-size` -> `batchSize`. */
+export function camelCase(name: string): string {
+  return name.replace(/-([a-z0-9])/g, (_, letter: string) => letter.toUpperCase())
+}
+
+/** `batchSize`, `batch_size` -> `batch-size`. */
+export function kebabCase(name: string): string {
+  return name.replace(/_/g, '-').replace(/(?<=[a-z0-9])[A-Z]/g, letter => `-${letter.toLowerCase()}`)
+}

@@ -1,0 +1,58 @@
+import type { Option } from './options.js'
+import { UsageError } from './usage.js'
+
+const WANTED: Readonly<Record<Option['kind'], string>> = {
+  text: 'a text',
+  number: 'a number',
+  flag: 'true or false',
+  texts: 'a text or a list of texts',
+  numbers: 'a list of whole numbers (0,2,4)',
+}
+
+/**
+ * The value of an option, checked against its kind.
+ *
+ * @param raw of a flag: what was typed (texts for everything but a `flag`); of a configuration file: any value
+ * @param typed whether it was typed, so that numbers come as text
+ * @param where names it in messages: `--steps`, `run.yaml:3: steps`
+ * @throws UsageError
+ */
+export function checkedValue(option: Option, raw: unknown, typed: boolean, where: string): unknown {
+  const value = convert(option.kind, raw, typed)
+  if (value === undefined) throw new UsageError(`${where} must be ${WANTED[option.kind]}; got ${shown(raw)}`)
+  if (option.choices && !option.choices.includes(value as string))
+    throw new UsageError(`${where} must be one of ${option.choices.join(', ')}; got ${shown(raw)}`)
+  return value
+}
+
+function convert(kind: Option['kind'], raw: unknown, typed: boolean): unknown {
+  switch (kind) {
+    case 'text':
+      return typeof raw === 'string' && raw !== '' ? raw : undefined
+    case 'number':
+      return number(raw, typed)
+    case 'flag':
+      return typeof raw === 'boolean' ? raw : undefined
+    case 'texts': {
+      const list = typeof raw === 'string' ? [raw] : raw
+      return Array.isArray(list) && list.every(item => typeof item === 'string' && item !== '') ? list : undefined
+    }
+    case 'numbers': {
+      const list = typeof raw === 'string' ? raw.split(',') : raw
+      const values = Array.isArray(list) ? list.map(item => number(item, typeof raw === 'string')) : []
+      return values.length && values.every(Number.isInteger) ? values : undefined
+    }
+  }
+}
+
+function number(raw: unknown, typed: boolean): number | undefined {
+  if (!typed) return typeof raw === 'number' ? raw : undefined
+  const isDecimal = typeof raw === 'string' && /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(raw.trim())
+  return isDecimal ? Number(raw) : undefined
+}
+
+function shown(raw: unknown): string {
+  if (raw === '') return 'nothing'
+  const text = typeof raw === 'string' ? raw : (JSON.stringify(raw) ?? String(raw))
+  return text.length > 100 ? `${text.slice(0, 97)}...` : text
+}
