@@ -124,11 +124,22 @@ export class BatchSource {
     return { index, inputs, targets, weights: null, ...documents }
   }
 
+  /**
+   * What the rows of micro-batch `index` are: shuffled, the number of the window in the dataset; sequential, the number of the row since
+   * the beginning. Rows of one number have the same tokens.
+   */
+  windowsOf(index: number): number[] {
+    return Array.from({ length: this.batchSize }, (_, row) => this.#window(index * this.batchSize + row))
+  }
+
+  #window(number: number): number {
+    if (!this.#shuffled) return number
+    return this.#permutation(Math.floor(number / this.windows)).at(number % this.windows)
+  }
+
   /** Token at which window `number` of the endless row of windows begins. */
   #offset(number: number): number {
-    if (!this.#shuffled) return (number * this.seqLen) % this.#dataset.tokens
-    const epoch = Math.floor(number / this.windows)
-    return this.#permutation(epoch).at(number % this.windows) * this.seqLen
+    return (this.#window(number) * this.seqLen) % this.#dataset.tokens
   }
 
   /** Those of the last two epochs are kept: a batch may hold the end of one and the beginning of the next. */

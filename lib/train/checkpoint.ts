@@ -230,7 +230,8 @@ async function sealFile(path: string): Promise<FileSeal> {
 /** Bytes hashed at a time: short enough (about a millisecond) for the event loop. */
 const HASH_CHUNK = 1 << 20
 
-async function hashFile(path: string): Promise<string> {
+/** SHA-256 (hex) of a file. @throws TrainCoreError ERR_FILE */
+export async function hashFile(path: string): Promise<string> {
   const hash = createHash('sha256')
   let handle: FileHandle | undefined
   try {

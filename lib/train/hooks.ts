@@ -63,10 +63,26 @@ export interface ModelSummary {
   readonly parameters: number
 }
 
+/** How far a teacher cache has come. */
+export interface TeacherCacheReport {
+  readonly folder: string
+  /** windows that are there; of them made in this run */
+  readonly windows: number
+  readonly made: number
+  /** on the disk, for each token of text */
+  readonly bytesPerToken: number
+  /** mean T²·KL per token of a sample, to the teacher itself and to its cached form; null where nothing had to be made */
+  readonly onlineKl: number | null
+  readonly cachedKl: number | null
+  /** whether this is the last report */
+  readonly done: boolean
+}
+
 /** How a caller follows and stops a run. */
 export interface TrainHooks {
   /** the run saves a checkpoint after the step under way and returns with `interrupted` */
   signal?: AbortSignal
+  onTeacherCache?: (report: TeacherCacheReport) => void
   onPlan?: (plan: RunPlan) => void
   onStep?: (row: StepRow) => void
   onEval?: (row: EvalRow) => void

@@ -1,4 +1,3 @@
-import type { Batch, BatchSource } from '../data/index.js'
 import { TrainCoreError } from '../errors.js'
 import type { Checkpoint } from './checkpoint.js'
 import type { EvalRow, StepRow, TrainHooks } from './hooks.js'
@@ -6,12 +5,12 @@ import { PART_NAMES } from './objectives.js'
 import type { Resolved, TrainOptions } from './options.js'
 import type { RunDirectory } from './run-directory.js'
 import { learningRate } from './schedule.js'
-import type { Trainer } from './trainer.js'
+import type { TrainBatch, Trainer } from './trainer.js'
 
 /** Everything that {@link trainLoop} works with, open and checked. */
 export interface LoopJob {
   readonly trainer: Trainer
-  readonly source: BatchSource
+  readonly source: TrainSource
   readonly options: Resolved<TrainOptions>
   readonly run: RunDirectory
   /** where to go on from; its weights and moments are loaded already */
@@ -21,6 +20,13 @@ export interface LoopJob {
   /** puts weights, moments and tokenizer into a folder */
   readonly save: (folder: string) => Promise<void>
   readonly hooks: TrainHooks
+}
+
+/** Endless micro-batches. */
+export interface TrainSource {
+  /** Goes to micro-batch `index`; next() gives it. */
+  seek(index: number): void
+  next(): Promise<TrainBatch>
 }
 
 export interface LoopResult {
@@ -55,7 +61,7 @@ export async function trainLoop(job: LoopJob): Promise<LoopResult> {
   while (step < steps) {
     if (hooks.signal?.aborted) break
     const began = performance.now()
-    const batches: Batch[] = []
+    const batches: TrainBatch[] = []
     for (let k = 0; k < gradAccum; k++) batches.push(await source.next())
     const lr = learningRate(step, options)
     const figures = await trainer.step(batches, step, lr)

@@ -195,6 +195,7 @@ class MainJob {
         data: this.#data,
         evalData: null,
         seqLen: SEQ_LEN,
+        teacherCache: null,
       },
       this.#hooks,
     )

@@ -2,7 +2,7 @@ import { TrainCoreError } from '../errors.js'
 import type { ForwardOptions, GPT2 } from '../model/gpt2.js'
 import { ParameterSet } from '../model/parameters.js'
 import { weightedSum } from '../ops/elementwise.js'
-import { cosineLoss, headLossBackward } from '../ops/loss.js'
+import { type CachedTeacher, cosineLoss, type HeadTeacher, headLossBackward } from '../ops/loss.js'
 import { matmul } from '../ops/matmul.js'
 import { createRng, randomNormal } from '../ops/random.js'
 import { backward, noGrad, reshape } from '../tape.js'
@@ -18,6 +18,8 @@ export interface StepInputs extends ForwardOptions {
   weights: Tensor
   /** f32 [1]: 1 / W, W the weights of the whole optimizer step */
   seed: Tensor
+  /** the teacher of these rows where it comes from a cache */
+  cached?: CachedTeacher | null
   /** f32 [5]: sums of weight · part over the step's micro-batches: ce, kl, rkl, jsd, cos */
   sums: Tensor
 }
@@ -77,32 +79,20 @@ export const DISTILL_DEFAULTS: DistillWeights = { temperature: 2, kl: 5, rkl: 0,
  * @throws TrainCoreError ERR_CONFIG where teacher and student do not share the vocabulary
  */
 export function distillObjective(student: GPT2, teacher: GPT2, weights: DistillWeights): Objective {
-  if (student.config.vocabSize !== teacher.config.vocabSize)
-    throw new TrainCoreError(
-      'ERR_CONFIG',
-      `teacher and student must have one vocabulary; got ${teacher.config.vocabSize} and ${student.config.vocabSize} tokens`,
-    )
+  checkVocabularies(student.config.vocabSize, teacher.config.vocabSize)
   const widths = [student.config.width, teacher.config.width]
   const projected = weights.cos !== 0 && widths[0] !== widths[1]
   const extra = projected
     ? new ParameterSet([{ name: 'projection.weight', shape: widths, decay: true }], student.device, student.precision)
     : null
   return {
-    coefficients: [weights.ce, weights.kl, weights.rkl, weights.jsd, weights.cos],
+    coefficients: coefficientsOf(weights),
     extra,
     micro(model, inputs) {
-      const { targets, weights: w, seed, tokens, until, positions } = inputs
+      const { tokens, until, positions, seed, weights: w } = inputs
       const teacherHidden = noGrad(() => scope(() => teacher.hidden(tokens, { until, positions })))
       const hidden = model.hidden(tokens, inputs)
-      const { parts, dHidden } = headLossBackward(hidden, model.head, {
-        ...weights,
-        targets,
-        weights: w,
-        seed,
-        vocab: model.config.vocabSize,
-        teacher: { hidden: teacherHidden, head: teacher.head },
-      })
-      addParts(inputs, parts)
+      const dHidden = headStep(model, hidden, inputs, weights, { hidden: teacherHidden, head: teacher.head })
       if (weights.cos === 0) return backward(hidden, dHidden, { release: true })
       const R = hidden.size / model.config.width
       const rows = reshape(hidden, [R, model.config.width])
@@ -113,6 +103,64 @@ export function distillObjective(student: GPT2, teacher: GPT2, weights: DistillW
       backward([hidden, loss], [dHidden, null], { release: true })
     },
   }
+}
+
+/**
+ * Cross-entropy and KL to a teacher whose most probable tokens come with each batch (`inputs.cached`); it has no hidden states.
+ *
+ * @throws TrainCoreError ERR_CONFIG as {@link distillObjective}, and for terms that a cache can't give
+ */
+export function cachedDistillObjective(student: GPT2, teacherVocab: number, weights: DistillWeights): Objective {
+  checkVocabularies(student.config.vocabSize, teacherVocab)
+  checkCachedWeights(weights)
+  return {
+    coefficients: coefficientsOf(weights),
+    extra: null,
+    micro(model, inputs) {
+      const hidden = model.hidden(inputs.tokens, inputs)
+      backward(hidden, headStep(model, hidden, inputs, weights, inputs.cached!), { release: true })
+    },
+  }
+}
+
+/** @throws TrainCoreError ERR_CONFIG for a term that needs more than a teacher's most probable tokens */
+export function checkCachedWeights(weights: DistillWeights): void {
+  for (const name of ['rkl', 'jsd', 'cos'] as const)
+    if (weights[name] !== 0)
+      throw new TrainCoreError(
+        'ERR_CONFIG',
+        `--teacher-cache gives --kl and --ce only; got --${name} ${weights[name]}`,
+        {
+          help: `set --${name} 0, or leave --teacher-cache out`,
+        },
+      )
+}
+
+function checkVocabularies(student: number, teacher: number): void {
+  if (student !== teacher)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `teacher and student must have one vocabulary; got ${teacher} and ${student} tokens`,
+    )
+}
+
+function coefficientsOf(weights: DistillWeights): number[] {
+  return [weights.ce, weights.kl, weights.rkl, weights.jsd, weights.cos]
+}
+
+/** Losses on the head and their gradient to the hidden states; parts are added into the sums. */
+function headStep(
+  model: GPT2,
+  hidden: Tensor,
+  inputs: StepInputs,
+  weights: DistillWeights,
+  teacher: HeadTeacher,
+): Tensor {
+  const { targets, weights: w, seed } = inputs
+  const options = { ...weights, targets, weights: w, seed, vocab: model.config.vocabSize, teacher }
+  const { parts, dHidden } = headLossBackward(hidden, model.head, options)
+  addParts(inputs, parts)
+  return dHidden
 }
 
 /** The rows' weights times a coefficient. */

@@ -1,5 +1,5 @@
 import { TrainCoreError } from '../errors.js'
-import { DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
+import { checkCachedWeights, DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
 import { checkSchedule, type ScheduleName } from './schedule.js'
 
 /** What a model is computed in; weights, moments and sums are f32 in any case. */
@@ -72,7 +72,14 @@ export interface DistillOptions extends TrainOptions, Partial<DistillWeights> {
   init?: string
   /** for `teacher-layers`: a teacher layer for each student layer */
   layerMap?: readonly number[]
+  /** folder of a teacher cache, made where it is not there; then only --kl and --ce count */
+  teacherCache?: string
+  /** K: tokens of each prediction that the teacher cache keeps; default 64 */
+  topK?: number
 }
+
+/** {@link DistillOptions} with every default filled in. */
+export type ResolvedDistill = Resolved<DistillOptions> & DistillWeights & { init: string }
 
 /** Defaults that do not depend on anything; `warmup`, `minLr`, `seqLen` and `out` are resolved from the others. */
 export const TRAIN_DEFAULTS: Required<
@@ -114,10 +121,11 @@ export function resolvePretrain(options: PretrainOptions): Resolved<PretrainOpti
 }
 
 /** {@link DistillOptions} resolved. @throws TrainCoreError ERR_CONFIG naming the option */
-export function resolveDistill(options: DistillOptions): Resolved<DistillOptions> & Required<DistillOptions> {
+export function resolveDistill(options: DistillOptions): ResolvedDistill {
   requireText('teacher', options.teacher)
   requireText('student', options.student)
-  const resolved = { ...DISTILL_DEFAULTS, init: 'random', ...resolve(options, 'runs/distill') }
+  const cached = options.teacherCache === undefined ? {} : { cos: 0, topK: 64 }
+  const resolved = { ...DISTILL_DEFAULTS, init: 'random', ...cached, ...resolve(options, 'runs/distill') }
   const { temperature, beta, kl, rkl, jsd, ce, cos } = resolved
   demand('temperature', temperature > 0 && Number.isFinite(temperature), 'above 0', temperature)
   demand('beta', beta >= 0 && beta <= 1, 'from 0 to 1', beta)
@@ -126,7 +134,13 @@ export function resolveDistill(options: DistillOptions): Resolved<DistillOptions
     demand(name, weight >= 0 && Number.isFinite(weight), '0 or more', weight)
   if (!Object.values(weights).some(weight => weight > 0))
     throw new TrainCoreError('ERR_CONFIG', 'one of --kl, --rkl, --jsd, --ce and --cos must be above 0; all are 0')
-  return resolved as Resolved<DistillOptions> & Required<DistillOptions>
+  if (resolved.topK !== undefined) {
+    if (resolved.teacherCache === undefined)
+      throw new TrainCoreError('ERR_CONFIG', '--top-k is of a teacher cache; got it without --teacher-cache')
+    count('topK', resolved.topK, 1, 1 << 24)
+    checkCachedWeights(resolved)
+  }
+  return resolved
 }
 
 function resolve<T extends TrainOptions>(options: T, out: string): Resolved<T> {

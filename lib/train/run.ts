@@ -1,23 +1,26 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { openDataset, type TokenDataset, Tokenizer } from '../data/index.js'
+import { BatchSource, openDataset, type TokenDataset, Tokenizer } from '../data/index.js'
 import { type Device, device as openDevice } from '../device.js'
 import { TrainCoreError } from '../errors.js'
 import { type GPT2Config, PRESET_NAMES, parameterCount, parseModel } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { loadGPT2, readConfig } from '../model/weights.js'
+import { fillTeacherCache } from './cached-teacher.js'
 import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
 import { initFromTeacher, initRandom } from './init.js'
-import { distillObjective, initProjection, pretrainObjective } from './objectives.js'
+import { cachedDistillObjective, distillObjective, initProjection, pretrainObjective } from './objectives.js'
 import {
   type DistillOptions,
   type Precision,
   type PretrainOptions,
   type Resolved,
+  type ResolvedDistill,
   resolveDistill,
   resolvePretrain,
   type TrainOptions,
 } from './options.js'
+import { hashModelFolder, openTeacherCache } from './teacher-cache.js'
 import { checkSeqLen, planOf, type TrainJob, train } from './train.js'
 
 /** A model named by a user: its configuration, and the folder of its weights where it has any. */
@@ -75,6 +78,8 @@ export async function pretrain(options: PretrainOptions, hooks: TrainHooks = {})
 export async function distill(options: DistillOptions, hooks: TrainHooks = {}): Promise<TrainResult> {
   const resolved = resolveDistill(options)
   return await withSetup(resolved, resolved.student, resolved.teacher, hooks, async setup => {
+    if (resolved.teacherCache !== undefined)
+      return await distillFromCache(resolved, resolved.teacherCache, setup, hooks)
     const { device, precision, model: named } = setup
     const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision })
     let student: GPT2 | undefined
@@ -88,6 +93,47 @@ export async function distill(options: DistillOptions, hooks: TrainHooks = {}): 
       teacher.free()
     }
   })
+}
+
+/** The teacher runs only where the cache lacks windows; it is not in memory while the student trains. */
+async function distillFromCache(
+  options: ResolvedDistill,
+  folder: string,
+  setup: Setup,
+  hooks: TrainHooks,
+): Promise<TrainResult> {
+  const { device, precision, model: named, tokenizer, data, seqLen } = setup
+  const { folder: weights, config } = setup.teacher!
+  const { order, packDocuments, temperature, topK = 0, steps, gradAccum } = options
+  const { vocabSize } = config
+  if (topK > vocabSize)
+    throw new TrainCoreError('ERR_CONFIG', `--top-k must be at most the teacher's ${vocabSize} tokens; got ${topK}`)
+  const load = (): Promise<GPT2> => loadGPT2(weights!, { device, precision })
+  const cache = await openTeacherCache(folder, {
+    teacher: await hashModelFolder(weights!),
+    tokenizer: tokenizer.hash,
+    data: data.hash,
+    order,
+    packDocuments,
+    seqLen,
+    vocabSize,
+    temperature,
+    topK,
+    precision,
+  })
+  let student: GPT2 | undefined
+  try {
+    const teacher = options.init === 'teacher-layers' && !named.folder ? await load() : null
+    student = await makeStudent(named, options, setup, teacher).finally(() => teacher?.free())
+    const source = new BatchSource(data, { ...options, seqLen })
+    await fillTeacherCache(cache, source, steps * gradAccum, load, student, hooks)
+    const objective = cachedDistillObjective(student, vocabSize, options)
+    const job = jobOf('distill', options, setup, student, null, objective)
+    return await train({ ...job, teacherCache: cache }, hooks)
+  } finally {
+    student?.free()
+    await cache.close()
+  }
 }
 
 /** What {@link pretrain} would do; trains and writes nothing. @throws as pretrain */
@@ -125,14 +171,15 @@ function jobOf<M extends GPT2 | null, O>(
 ): Omit<TrainJob, 'model' | 'objective'> & { model: M; objective: O } {
   const { tokenizer, data, evalData, seqLen } = setup
   const names = { modelName: setup.model.name, teacherName: setup.teacher?.name ?? null }
-  return { kind, options, model, teacher, objective, tokenizer, data, evalData, seqLen, ...names }
+  return { kind, options, model, teacher, objective, tokenizer, data, evalData, seqLen, teacherCache: null, ...names }
 }
 
+/** @param teacher needed for `teacher-layers` only */
 async function makeStudent(
   named: NamedModel,
-  options: Resolved<DistillOptions> & Required<DistillOptions>,
+  options: ResolvedDistill,
   setup: Setup,
-  teacher: GPT2,
+  teacher: GPT2 | null,
 ): Promise<GPT2> {
   const { device, precision } = setup
   const { init, layerMap, seed } = options
@@ -145,7 +192,7 @@ async function makeStudent(
   if (folder) return await loadGPT2(folder, { device, precision, config: named.config })
   const student = new GPT2(named.config, { device, precision })
   try {
-    if (init === 'teacher-layers') await initFromTeacher(student, teacher, layerMap)
+    if (init === 'teacher-layers') await initFromTeacher(student, teacher!, layerMap)
     else await initRandom(student, seed)
     return student
   } catch (error) {

@@ -4,6 +4,7 @@ import { parameterCount } from '../model/config.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { readWeights, saveGPT2 } from '../model/weights.js'
 import { packageVersion } from '../native-loader.js'
+import { withTeacher } from './cached-teacher.js'
 import { findResumable, hashConfig } from './checkpoint.js'
 import { evaluate } from './evaluate.js'
 import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
@@ -11,6 +12,7 @@ import { trainLoop } from './loop.js'
 import type { Objective } from './objectives.js'
 import type { Resolved, TrainOptions } from './options.js'
 import { openRun } from './run-directory.js'
+import type { TeacherCache } from './teacher-cache.js'
 import { Trainer } from './trainer.js'
 
 /** A run with everything opened: what {@link train} takes. The caller keeps ownership of models and datasets. */
@@ -26,6 +28,8 @@ export interface TrainJob {
   readonly data: TokenDataset
   readonly evalData: TokenDataset | null
   readonly seqLen: number
+  /** the teacher of each batch, instead of `teacher` */
+  readonly teacherCache: TeacherCache | null
 }
 
 /** Options that do not change what is learnt: a run may go on with others. */
@@ -40,6 +44,7 @@ const INCIDENTAL: ReadonlySet<string> = new Set([
   'keep',
   'out',
   'resume',
+  'teacherCache',
 ])
 
 /** Decides whether a checkpoint is of this run. */
@@ -97,7 +102,9 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
   const teacher = job.teacher && summary(job.teacherName!, job.teacher)
   const described = device.info().description
   const { plan, configHash } = await planOf(job, summary(job.modelName, model), teacher, described, model.precision)
-  const source = new BatchSource(job.data, { ...options, seqLen })
+  const { teacherCache } = job
+  const batches = new BatchSource(job.data, { ...options, seqLen })
+  const source = teacherCache ? withTeacher(batches, teacherCache) : batches
   const environment = { train_core: packageVersion(), device: described, precision: model.precision }
   const config = { command: job.kind, ...plan.options, model_config: model.config }
   const { keep, resume, out } = options
@@ -106,7 +113,7 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
   try {
     for (const warning of warnings) hooks.onWarning?.(warning)
     hooks.onPlan?.({ ...plan, fromStep: checkpoint?.state.step ?? 0 })
-    trainer = new Trainer(model, job.objective, { ...options, seqLen })
+    trainer = new Trainer(model, job.objective, { ...options, seqLen, cachedTopK: teacherCache?.key.topK })
     if (checkpoint) {
       await readWeights(model, checkpoint.path)
       await trainer.loadState(checkpoint.path)

@@ -5,6 +5,7 @@ import type { GPT2 } from '../model/gpt2.js'
 import type { ParameterSet } from '../model/parameters.js'
 import { openSafetensors, type TensorSource, writeSafetensors } from '../model/safetensors.js'
 import { fill } from '../ops/elementwise.js'
+import type { CachedTeacher } from '../ops/loss.js'
 import { adamw, globalNorm } from '../ops/optim.js'
 import { createRng, setRngStep } from '../ops/random.js'
 import { type CapturedStep, capture } from '../step.js'
@@ -24,6 +25,23 @@ export interface TrainerOptions {
   weightDecay: number
   gradClip: number
   packDocuments: boolean
+  /** K of a cached teacher that comes with each batch; 0 (default): none does */
+  cachedTopK?: number
+}
+
+/** A micro-batch, with its teacher where that comes from a cache. */
+export interface TrainBatch extends Batch {
+  teacher?: CachedRows
+}
+
+/** A cached teacher's [B·T] rows on the host. */
+export interface CachedRows {
+  /** [R,K] */
+  ids: Uint16Array | Int32Array
+  /** [R,K] */
+  logProbs: Float32Array
+  /** [R] */
+  tail: Float32Array
 }
 
 /** What an optimizer step came to. */
@@ -84,6 +102,7 @@ export class Trainer {
       targets: ids([B * T]),
       weights: Tensor.zeros([B * T], { device }),
       seed: Tensor.zeros([1], { device }),
+      cached: this.#cachedTeacher(),
       sums: Tensor.zeros([PART_NAMES.length], { device }),
       until: options.packDocuments ? ids([B, T]) : null,
       positions: options.packDocuments ? ids([B, T]) : null,
@@ -114,8 +133,8 @@ export class Trainer {
    * @returns figures of the weights before the step; where `gradNorm` is not finite the weights were left as they were
    * @throws TrainCoreError ERR_DATA (a token outside the vocabulary), ERR_MEMORY
    */
-  async step(batches: readonly Batch[], step: number, lr: number): Promise<StepFigures> {
-    const { tokens, targets, weights, seed, sums, until, positions } = this.#inputs
+  async step(batches: readonly TrainBatch[], step: number, lr: number): Promise<StepFigures> {
+    const { tokens, targets, weights, seed, sums, until, positions, cached } = this.#inputs
     const rows = batches.map(batch => batch.weights ?? new Float32Array(batch.targets.length).fill(1))
     const total = rows.reduce((sum, row) => sum + row.reduce((a, b) => a + b, 0), 0)
     for (const { set } of this.#moments) fill(set.gradients!, 0)
@@ -125,6 +144,11 @@ export class Trainer {
       tokens.write(batch.inputs)
       targets.write(batch.targets)
       weights.write(rows[k])
+      if (cached) {
+        cached.ids.write(batch.teacher!.ids)
+        cached.logProbs.write(batch.teacher!.logProbs)
+        cached.tail.write(batch.teacher!.tail)
+      }
       if (until) until.write(batch.until!)
       if (positions) positions.write(batch.positions!)
       setRngStep(this.#rng, this.#options.seed, step * batches.length + k)
@@ -137,6 +161,18 @@ export class Trainer {
     const { coefficients } = this.objective
     const loss = parts.reduce((sum, part, k) => sum + (coefficients[k] ? coefficients[k] * part : 0), 0)
     return { loss, parts, gradNorm, tokens: rows.reduce((n, row) => n + row.filter(w => w !== 0).length, 0) }
+  }
+
+  #cachedTeacher(): CachedTeacher | null {
+    const { batchSize, seqLen, cachedTopK: K = 0 } = this.#options
+    if (!K) return null
+    const { device, config } = this.model
+    const R = batchSize * seqLen
+    return {
+      ids: Tensor.empty([R, K], { device, dtype: idType(config.vocabSize) }),
+      logProbs: Tensor.zeros([R, K], { device }),
+      tail: Tensor.zeros([R], { device }),
+    }
   }
 
   /** The global norm over all buffers into norm[0], then AdamW on each. */
@@ -211,7 +247,13 @@ export class Trainer {
       v.free()
     }
     this.objective.extra?.free()
-    for (const tensor of [...Object.values(this.#inputs), this.#rng, this.#schedule, this.#norm])
-      (tensor as Tensor | null)?.free()
+    const { cached, ...inputs } = this.#inputs
+    const tensors = [...Object.values(inputs), ...Object.values(cached ?? {}), this.#rng, this.#schedule, this.#norm]
+    for (const tensor of tensors as (Tensor | null)[]) tensor?.free()
   }
+}
+
+/** Of a cached teacher's ids. */
+export function idType(vocabSize: number): 'u16' | 'i32' {
+  return vocabSize <= 65536 ? 'u16' : 'i32'
 }
