@@ -1,5 +1,5 @@
 import { TrainCoreError } from './errors.js'
-import { type Folding, keep, NEW, run, SKIP, scope, Tensor } from './tensor.js'
+import { type Folding, keep, NEW, run, SKIP, scope, type TapeNode, Tensor } from './tensor.js'
 
 let recording = true
 
@@ -31,7 +31,8 @@ export function needsGrad(tensor: Tensor | null | undefined): boolean {
 /**
  * Notes how `out` came about, when any of its inputs needs a gradient.
  *
- * @param backward gets d loss / d out and returns the gradients of the inputs, in order (null: none, or already in `.grad`)
+ * @param backward gets d loss / d out and returns the gradients of the inputs, in order (null: none, or already in `.grad`): d loss /
+ *   d out itself, or tensors made for it, which are freed once they have been used
  * @param saved tensors that only backward needs (a mean, a pre-activation)
  */
 export function differentiable(
@@ -84,14 +85,19 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
  * @param body from the inputs to one output; it may use parameters freely
  */
 export function checkpoint(body: (...inputs: Tensor[]) => Tensor, inputs: readonly Tensor[]): Tensor {
-  const out = noGrad(() => scope(() => body(...inputs)))
+  const out = noGrad(() =>
+    scope(() => {
+      const y = body(...inputs)
+      return y.node || y.requiresGrad || inputs.includes(y) ? y.view(y.shape) : y // noted below as made here
+    }),
+  )
   if (!recording) return out
   const node = (dOut: Tensor): (Tensor | null)[] =>
     withRecording(true, () =>
       scope(() => {
         const gradients: (Tensor | null)[] = inputs.map(() => null)
         const leaves = inputs.map((input, k) => {
-          if (!input.node && !input.requiresGrad) return input
+          if (!input.node) return input // a parameter's gradient goes straight into its .grad
           const leaf = input.view(input.shape)
           leaf.node = {
             name: 'checkpoint_input',
@@ -104,7 +110,8 @@ export function checkpoint(body: (...inputs: Tensor[]) => Tensor, inputs: readon
           }
           return leaf
         })
-        backward([body(...leaves)], [dOut], { release: true })
+        const y = body(...leaves)
+        if (needsGrad(y)) backward([y], [dOut], { release: true })
         return gradients
       }),
     )
@@ -125,39 +132,22 @@ export function backward(
   options: { release?: boolean } = {},
 ): void {
   const rootList = roots instanceof Tensor ? [roots] : roots
-  const seedList = seeds instanceof Tensor || !seeds ? [seeds ?? null] : seeds
+  const seedList = seeds instanceof Tensor ? [seeds] : (seeds ?? rootList.map(() => null))
+  checkRoots(rootList, seedList)
   const pending = new Gradients()
   rootList.forEach((root, k) => {
-    if (!needsGrad(root))
-      throw new TrainCoreError('ERR_ARGUMENT', `[backward] root ${k} depends on no tensor with requiresGrad`)
-    const seed = seedList[k]
-    if (seed && (seed.size !== root.size || seed.dtype !== root.dtype))
-      throw new TrainCoreError('ERR_SHAPE', `[backward] the seed of root ${k} must be ${root}; got ${seed}`)
-    if (!seed && root.size !== 1)
-      throw new TrainCoreError(
-        'ERR_SHAPE',
-        `[backward] a root without a seed must have 1 element; got ${root}; help: give its gradient`,
-      )
-    pending.add(root, seed ?? run('fill', [root], [NEW], [1])[0]!, !seed)
+    const seed = seedList[k] ?? run('fill', [root], [NEW], [1])[0]!
+    pending.hold(seed)
+    if (seedList[k]) pending.hold(seed) // the caller's, never freed here
+    if (root.requiresGrad) addToParameter(root, seed)
+    else pending.add(root, seed)
+    pending.release(seed)
   })
   const keepAlive = new Set(rootList)
   for (const tensor of topologicalOrder(rootList)) {
     const node = tensor.node!
     const dOut = pending.take(tensor)
-    if (dOut) {
-      const folding: Folding = {
-        take: k => (node.inputs[k]?.requiresGrad ? null : pending.takeForFolding(node.inputs[k])),
-      }
-      const gradients = noGrad(() => node.backward(dOut, folding))
-      gradients.forEach((gradient, k) => {
-        const input = node.inputs[k]
-        if (!gradient || !input) return
-        if (input.requiresGrad) addToParameter(input, gradient)
-        else pending.add(input, gradient, true)
-      })
-      pending.done(dOut)
-      pending.freeFolded()
-    }
+    if (dOut) passOn(node, dOut, pending)
     if (!options.release) continue
     tensor.node = null
     for (const saved of node.saved) saved.free()
@@ -165,11 +155,52 @@ export function backward(
   }
 }
 
+function checkRoots(roots: readonly Tensor[], seeds: readonly (Tensor | null)[]): void {
+  if (!roots.length) throw new TrainCoreError('ERR_ARGUMENT', '[backward] one root or more must be given; got none')
+  if (seeds.length !== roots.length)
+    throw new TrainCoreError(
+      'ERR_SHAPE',
+      `[backward] there must be one seed (or null) for each of ${roots.length} roots; got ${seeds.length}`,
+    )
+  roots.forEach((root, k) => {
+    if (!needsGrad(root))
+      throw new TrainCoreError('ERR_ARGUMENT', `[backward] root ${k} depends on no tensor with requiresGrad`)
+    const seed = seeds[k]
+    if (!seed && root.size !== 1)
+      throw new TrainCoreError(
+        'ERR_SHAPE',
+        `[backward] a root without a seed must have 1 element; got ${root}; help: give its gradient`,
+      )
+    if (seed && (seed.dtype !== root.dtype || seed.shape.join() !== root.shape.join()))
+      throw new TrainCoreError('ERR_SHAPE', `[backward] the seed of root ${k} must be ${root}; got ${seed}`)
+  })
+}
+
+/** Runs one node's backward and adds what it returns to the gradients of its inputs. */
+function passOn(node: TapeNode, dOut: Tensor, pending: Gradients): void {
+  const folding: Folding = {
+    take: k => (node.inputs[k]?.requiresGrad ? null : pending.takeForFolding(node.inputs[k])),
+  }
+  const gradients = noGrad(() => node.backward(dOut, folding))
+  const owned = gradients.filter((gradient, k) => gradient && gradient !== node.inputs[k]?.grad) as Tensor[]
+  for (const gradient of owned) pending.hold(gradient)
+  gradients.forEach((gradient, k) => {
+    const input = node.inputs[k]
+    if (!gradient || !input) return
+    if (input.requiresGrad) addToParameter(input, gradient)
+    else pending.add(input, gradient)
+  })
+  for (const gradient of owned) pending.release(gradient)
+  pending.release(dOut)
+  pending.releaseFolded()
+}
+
 function addToParameter(parameter: Tensor, gradient: Tensor): void {
   const total = gradientOf(parameter)
   if (gradient === total) return
   const widened = gradient.dtype === 'f32' ? gradient : run('cast', [gradient], [NEW], [0])[0]!
   run('add', [total, widened], [total])
+  if (widened !== gradient) widened.free()
 }
 
 /** Gradients under way, and how many places hold each: a residual passes one tensor on to two places. */
@@ -178,22 +209,28 @@ class Gradients {
   private readonly holders = new Map<Tensor, number>()
   private readonly folded: Tensor[] = []
 
-  add(tensor: Tensor, gradient: Tensor, owned: boolean): void {
-    const before = this.of.get(tensor)
-    if (before) {
-      const sum = run('add', [before, gradient], [NEW])[0]!
-      this.release(before)
-      if (owned && !this.holders.has(gradient)) gradient.free()
-      this.of.set(tensor, sum)
-      this.holders.set(sum, 1)
-      return
-    }
-    this.of.set(tensor, gradient)
-    // A seed given by the caller stays the caller's: one holder more.
-    this.holders.set(gradient, (this.holders.get(gradient) ?? 0) + (owned ? 1 : 2))
+  hold(gradient: Tensor): void {
+    this.holders.set(gradient, (this.holders.get(gradient) ?? 0) + 1)
   }
 
-  /** The gradient of `tensor`; its place among the pending ones ends, the caller calls done() after use. */
+  /** Frees what nobody holds any more. */
+  release(gradient: Tensor): void {
+    const left = this.holders.get(gradient)! - 1
+    this.holders.set(gradient, left)
+    if (left > 0) return
+    this.holders.delete(gradient)
+    gradient.free()
+  }
+
+  add(tensor: Tensor, gradient: Tensor): void {
+    const before = this.of.get(tensor)
+    const total = before ? run('add', [before, gradient], [NEW])[0]! : gradient
+    this.of.set(tensor, total)
+    this.hold(total)
+    if (before) this.release(before)
+  }
+
+  /** The gradient of `tensor`, no longer pending; the caller is its holder now. */
   take(tensor: Tensor): Tensor | undefined {
     const gradient = this.of.get(tensor)
     this.of.delete(tensor)
@@ -206,22 +243,8 @@ class Gradients {
     return gradient ?? null
   }
 
-  freeFolded(): void {
+  releaseFolded(): void {
     for (const gradient of this.folded.splice(0)) this.release(gradient)
-  }
-
-  done(gradient: Tensor): void {
-    this.release(gradient)
-  }
-
-  private release(gradient: Tensor): void {
-    const left = (this.holders.get(gradient) ?? 1) - 1
-    if (left > 0) {
-      this.holders.set(gradient, left)
-      return
-    }
-    this.holders.delete(gradient)
-    gradient.free()
   }
 }
 

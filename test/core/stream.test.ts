@@ -157,23 +157,3 @@ test('a failure inside a captured step sticks like any other, each time it runs'
   }
   step.free()
 })
-
-test('jobs that are under way when a worker ends do no harm', async () => {
-  const { Worker } = await import('node:worker_threads')
-  const url = (name: string): string => JSON.stringify(new URL(`../../lib/${name}.js`, import.meta.url).href)
-  const source = `
-    const { Tensor } = await import(${url('tensor')})
-    const { matmul } = await import(${url('ops/matmul')})
-    const a = Tensor.full([1024, 1024], 1)
-    for (let k = 0; k < 20; k++) matmul(a, a).read()
-    const { parentPort } = await import('node:worker_threads')
-    parentPort.postMessage(1)`
-  for (let k = 0; k < 3; k++) {
-    const worker = new Worker(`import('data:text/javascript,' + ${JSON.stringify(encodeURIComponent(source))})`, {
-      eval: true,
-    })
-    await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject))
-    await worker.terminate()
-  }
-  assert.equal((await Tensor.from([1]).read())[0], 1)
-})
