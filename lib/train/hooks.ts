@@ -82,6 +82,8 @@ export interface TeacherCacheReport {
 export interface TrainHooks {
   /** the run saves a checkpoint after the step under way and returns with `interrupted` */
   signal?: AbortSignal
+  /** the weights of a preset are being fetched: file, bytes so far, bytes in all (null: not known) */
+  onDownload?: (file: string, done: number, total: number | null) => void
   onTeacherCache?: (report: TeacherCacheReport) => void
   onPlan?: (plan: RunPlan) => void
   onStep?: (row: StepRow) => void

@@ -5,6 +5,7 @@ import { type Device, device as openDevice } from '../device.js'
 import { TrainCoreError } from '../errors.js'
 import { type GPT2Config, PRESET_NAMES, parameterCount, parseModel } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
+import { resolveWeights } from '../model/hub.js'
 import { loadGPT2, readConfig } from '../model/weights.js'
 import { fillTeacherCache } from './cached-teacher.js'
 import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
@@ -211,12 +212,11 @@ async function withSetup<T>(
 ): Promise<T> {
   const device = openDevice(options.device, options.threads ? { threads: options.threads } : {})
   const precision = resolvePrecision(device, options.precision)
-  const teacher = teacherText === null ? null : await nameModel(teacherText, null, options)
-  if (teacher && !teacher.folder)
-    throw new TrainCoreError('ERR_CONFIG', `--teacher must have weights; got ${teacherText}`, {
-      help: 'name a folder in Hugging Face layout, or a preset whose weights are at hand',
-    })
-  const tokenizer = await Tokenizer.load(tokenizerOf(options.tokenizer, [modelText, teacherText]))
+  // A teacher is nothing without weights: a preset's are looked for, or downloaded.
+  const hub = { signal: hooks.signal, onNotice: hooks.onWarning, onProgress: hooks.onDownload }
+  const teacherFolder = teacherText === null ? null : await resolveWeights(teacherText, hub)
+  const teacher = teacherFolder === null ? null : await nameModel(teacherFolder, null, options)
+  const tokenizer = await Tokenizer.load(tokenizerOf(options.tokenizer, [modelText, teacherFolder]))
   const model = await nameModel(modelText, tokenizer, options)
   for (const [whose, { config }] of Object.entries({ model, ...(teacher && { teacher }) })) {
     if (config.vocabSize < tokenizer.vocabSize)
