@@ -1,3 +1,4 @@
+import { TrainCoreError } from '../errors.js'
 import { COMMON, camelCase, type Options, type Values } from './options.js'
 import { UsageError } from './usage.js'
 
@@ -69,4 +70,14 @@ export function allOptions(options: Options): Options {
 /** Refuses a call without an option that it can't do without. @throws UsageError */
 export function demand(values: Values, ...names: string[]): void {
   for (const name of names) if (values[camelCase(name)] === undefined) throw new UsageError(`--${name} must be given`)
+}
+
+/** Runs a check of options alone, whose ERR_CONFIG is a mistake in the call. @throws UsageError */
+export function asUsage<T>(check: () => T): T {
+  try {
+    return check()
+  } catch (error) {
+    if (error instanceof TrainCoreError && error.code === 'ERR_CONFIG') throw new UsageError(error.message)
+    throw error
+  }
 }

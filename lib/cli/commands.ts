@@ -15,12 +15,12 @@ const EVAL: Options = {
   tokenizer: TOKENIZER,
   'text-field': { kind: 'text', describe: 'field of jsonl rows that holds the text', fallback: 'text' },
   'batch-size': { kind: 'number', describe: 'windows at a time', fallback: '8' },
-  'seq-len': { kind: 'number', describe: 'T: tokens of a window', fallback: "the model's positions, at most 1024" },
+  'seq-len': { kind: 'number', describe: 'T: tokens of a window', fallback: "256, at most the model's positions" },
 }
 
 const GENERATE: Options = {
   model: MODEL,
-  prompt: { kind: 'text', describe: 'text to continue', fallback: 'read from stdin' },
+  prompt: { kind: 'text', mayBeEmpty: true, describe: 'text to continue', fallback: 'read from stdin' },
   tokenizer: TOKENIZER,
   'max-tokens': { kind: 'number', describe: 'new tokens at most', fallback: '100' },
   temperature: { kind: 'number', describe: '0: the most probable token always', fallback: '1' },
@@ -30,6 +30,49 @@ const GENERATE: Options = {
 
 /** All commands, the main job (no name) first. */
 export const COMMANDS: readonly Command[] = [
+  {
+    name: '',
+    describe: 'the main job: distil a small student on the embedded sample text, and compare',
+    options: async () => ({
+      out: { kind: 'text', describe: 'run directory', fallback: 'runs/main, or the next free number' },
+    }),
+    examples: [['--device cpu', 'the main job on the CPU']],
+    load: () => import('./main-job.js'),
+  },
+  {
+    name: 'distill',
+    describe: 'teacher + student + data -> student',
+    options: async () => (await import('./training-options.js')).DISTILL,
+    examples: [
+      ['distill --teacher gpt2-medium --student distilgpt2 --data book.txt', 'from scratch'],
+      ['distill --teacher gpt2 --student distilgpt2 --init teacher-layers --data corpus/', 'from teacher layers'],
+    ],
+    load: () => import('./distill.js'),
+  },
+  {
+    name: 'pretrain',
+    describe: 'train by cross-entropy, from scratch or from weights',
+    options: async () => (await import('./training-options.js')).PRETRAIN,
+    examples: [
+      ['pretrain --model L=6,H=6,C=384 --data book.txt --tokenizer byte --steps 500', 'from scratch'],
+      ['pretrain --config run.yaml --dry-run', 'what a configuration file comes to'],
+    ],
+    load: () => import('./pretrain.js'),
+  },
+  {
+    name: 'eval',
+    describe: 'loss and perplexity of a model on data',
+    options: async () => EVAL,
+    examples: [['eval --model runs/pretrain/final --data held-out.txt --json', 'the result as JSON']],
+    load: () => import('./eval.js'),
+  },
+  {
+    name: 'generate',
+    describe: 'continue a text, token by token',
+    options: async () => GENERATE,
+    examples: [['generate --model runs/main/final --prompt "The whale " --temperature 0.8', '']],
+    load: () => import('./generate.js'),
+  },
   {
     name: 'ops',
     describe: 'which device has which op',
@@ -52,5 +95,3 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./build.js'),
   },
 ]
-void EVAL
-void GENERATE

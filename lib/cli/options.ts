@@ -5,6 +5,10 @@ export interface Option {
   readonly describe: string
   /** the only values it takes */
   readonly choices?: readonly string[]
+  /** what its text must look like, and how to say that */
+  readonly form?: { readonly pattern: RegExp; readonly wanted: string }
+  /** an empty text has a meaning */
+  readonly mayBeEmpty?: boolean
   /** shown as its default */
   readonly fallback?: string
 }
@@ -19,6 +23,7 @@ export type Values = Readonly<Record<string, unknown>>
 export const COMMON: Options = {
   device: {
     kind: 'text',
+    form: { pattern: /^(auto|cpu|cuda(:\d{1,3})?|metal)$/, wanted: 'auto, cpu, cuda, cuda:N or metal' },
     describe: 'auto, cpu, cuda, cuda:N or metal; auto is the fastest that works here',
     fallback: 'auto',
   },

@@ -18,10 +18,12 @@ const WANTED: Readonly<Record<Option['kind'], string>> = {
  * @throws UsageError
  */
 export function checkedValue(option: Option, raw: unknown, typed: boolean, where: string): unknown {
-  const value = convert(option.kind, raw, typed)
+  const value = option.mayBeEmpty && raw === '' ? raw : convert(option.kind, raw, typed)
   if (value === undefined) throw new UsageError(`${where} must be ${WANTED[option.kind]}; got ${shown(raw)}`)
   if (option.choices && !option.choices.includes(value as string))
     throw new UsageError(`${where} must be one of ${option.choices.join(', ')}; got ${shown(raw)}`)
+  if (option.form && !option.form.pattern.test(value as string))
+    throw new UsageError(`${where} must be ${option.form.wanted}; got ${shown(raw)}`)
   return value
 }
 

@@ -49,6 +49,21 @@ export interface MainJobReport {
   readonly out: string
 }
 
+/** What {@link mainJob} is going to do. */
+export interface MainJobPlan {
+  /** device.info().description */
+  readonly device: string
+  readonly precision: Precision
+  readonly text: string
+  /** bytes to train on, and bytes kept from all three models */
+  readonly dataTokens: number
+  readonly evalTokens: number
+  readonly tokensPerStep: number
+  /** `steps` is 0 for a teacher that is in the cache */
+  readonly models: readonly { readonly name: MainJobRow['name']; readonly parameters: number; readonly steps: number }[]
+  readonly out: string
+}
+
 export interface MainJobHooks extends TrainHooks {
   /** a part of the job begins; `steps` is how many steps it takes (0: it is in the cache) */
   onStage?: (name: MainJobRow['name'], steps: number) => void
@@ -80,9 +95,17 @@ interface Stage {
  * @throws TrainCoreError as pretrain() and distill()
  */
 export async function mainJob(options: MainJobOptions = {}, hooks: MainJobHooks = {}): Promise<MainJobReport> {
+  return await openJob(options, hooks).run()
+}
+
+/** What {@link mainJob} would do; trains and writes nothing. @throws as mainJob */
+export async function planMainJob(options: MainJobOptions = {}): Promise<MainJobPlan> {
+  return await openJob(options, {}).plan()
+}
+
+function openJob(options: MainJobOptions, hooks: MainJobHooks): MainJob {
   const device = openDevice(options.device ?? 'auto', options.threads ? { threads: options.threads } : {})
-  const job = new MainJob(device, resolvePrecision(device, options.precision ?? 'auto'), options, hooks)
-  return await job.run()
+  return new MainJob(device, resolvePrecision(device, options.precision ?? 'auto'), options, hooks)
 }
 
 class MainJob {
@@ -105,7 +128,26 @@ class MainJob {
     this.#hooks = hooks
   }
 
-  async run(): Promise<MainJobReport> {
+  async plan(): Promise<MainJobPlan> {
+    await this.#open()
+    const size = (shape: typeof TEACHER): number => parameterCount(this.#config(shape))
+    return {
+      device: this.#device.info().description,
+      precision: this.#precision,
+      text: this.#title,
+      dataTokens: this.#data.tokens,
+      evalTokens: this.#heldOut.tokens,
+      tokensPerStep: BATCH_SIZE * SEQ_LEN,
+      models: [
+        { name: 'teacher', parameters: size(TEACHER), steps: existsSync(this.#cached().final) ? 0 : TEACHER_STEPS },
+        { name: 'student', parameters: size(STUDENT), steps: STUDENT_STEPS },
+        { name: 'control', parameters: size(STUDENT), steps: STUDENT_STEPS },
+      ],
+      out: this.#out,
+    }
+  }
+
+  async #open(): Promise<void> {
     const { name, text } = await sampleText()
     this.#title = name
     this.#tokenizer = await Tokenizer.load('byte')
@@ -113,6 +155,10 @@ class MainJob {
     const cut = Math.floor(ids.length * (1 - HELD_OUT))
     this.#data = TokenDataset.fromIds(ids.subarray(0, cut), this.#tokenizer.eosId)
     this.#heldOut = TokenDataset.fromIds(ids.subarray(cut), this.#tokenizer.eosId)
+  }
+
+  async run(): Promise<MainJobReport> {
+    await this.#open()
     const teacher = await this.#teacher()
     if (!teacher) return this.#report('', null)
     try {
@@ -129,11 +175,7 @@ class MainJob {
   /** From the cache, or trained into it; null when interrupted. */
   async #teacher(): Promise<GPT2 | null> {
     const config = this.#config(TEACHER)
-    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 1e-3, seed: 0, out: '' } as const
-    const settings = JSON.stringify([config, stage, this.#data.hash, this.#device.name, this.#precision, BATCH_SIZE])
-    const key = createHash('sha256').update(settings).digest('hex').slice(0, 16)
-    const out = path.join(cacheFolder(), 'main-job', key)
-    const final = path.join(out, 'final')
+    const { stage, final } = this.#cached()
     if (existsSync(final)) {
       this.#hooks.onStage?.('teacher', 0)
       const teacher = await loadGPT2(final, { device: this.#device, precision: this.#precision })
@@ -142,7 +184,7 @@ class MainJob {
     }
     const teacher = new GPT2(config, { device: this.#device, precision: this.#precision })
     try {
-      const result = await this.#train({ ...stage, out }, teacher, null)
+      const result = await this.#train(stage, teacher, null)
       if (result.final) return teacher
     } catch (error) {
       teacher.free()
@@ -150,6 +192,16 @@ class MainJob {
     }
     teacher.free()
     return null
+  }
+
+  /** The run that makes the teacher, in a folder named by all that decides what comes of it; and its result. */
+  #cached(): { stage: Stage; final: string } {
+    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 1e-3, seed: 0, out: '' } as const
+    const config = this.#config(TEACHER)
+    const settings = JSON.stringify([config, stage, this.#data.hash, this.#device.name, this.#precision, BATCH_SIZE])
+    const key = createHash('sha256').update(settings).digest('hex').slice(0, 16)
+    const out = path.join(cacheFolder(), 'main-job', key)
+    return { stage: { ...stage, out }, final: path.join(out, 'final') }
   }
 
   async #student(name: 'student' | 'control', teacher: GPT2 | null, out: string): Promise<TrainResult> {

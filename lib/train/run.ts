@@ -219,12 +219,7 @@ async function withSetup<T>(
   const tokenizer = await Tokenizer.load(tokenizerOf(options.tokenizer, [modelText, teacherFolder]))
   const model = await nameModel(modelText, tokenizer, options)
   for (const [whose, { config }] of Object.entries({ model, ...(teacher && { teacher }) })) {
-    if (config.vocabSize < tokenizer.vocabSize)
-      throw new TrainCoreError(
-        'ERR_CONFIG',
-        `the ${whose} has ${config.vocabSize} tokens, the tokenizer ${tokenizer.name} ${tokenizer.vocabSize}`,
-        { help: 'name the tokenizer that belongs to the model with --tokenizer' },
-      )
+    checkVocabulary(config, tokenizer, whose)
     if (options.seqLen) checkSeqLen(options.seqLen, config.positions, whose)
   }
   const positions = Math.min(model.config.positions, teacher?.config.positions ?? model.config.positions)
@@ -246,11 +241,21 @@ async function withSetup<T>(
   }
 }
 
-/** The first of the named folders that holds a tokenizer, unless one is named. */
-function tokenizerOf(named: string | undefined, models: readonly (string | null)[]): string {
+/** Which tokenizer belongs to models: the one named, else that of the first folder that holds one, else `gpt2`. */
+export function tokenizerOf(named: string | undefined, models: readonly (string | null)[]): string {
   if (named) return named
   const folder = models.find(text => text !== null && existsSync(path.join(text, 'tokenizer.json')))
   return folder ?? 'gpt2'
+}
+
+/** @throws TrainCoreError ERR_CONFIG where the tokenizer has ids that the model lacks */
+export function checkVocabulary(config: GPT2Config, tokenizer: Tokenizer, whose = 'model'): void {
+  if (config.vocabSize < tokenizer.vocabSize)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `the ${whose} has ${config.vocabSize} tokens, the tokenizer ${tokenizer.name} ${tokenizer.vocabSize}`,
+      { help: 'name the tokenizer that belongs to the model with --tokenizer' },
+    )
 }
 
 async function nameModel(
