@@ -4,7 +4,7 @@ import { mebibytes } from './output.js'
 import { Progress } from './progress.js'
 
 /** Shows the download of a preset's weights. */
-export function hubProgress({ signal, note, quiet }: Invocation): HubHooks {
+export function hubProgress({ signal, note, quiet }: Invocation): Required<HubHooks> {
   let bar: Progress | null = null
   let current = ''
   return {
@@ -13,7 +13,7 @@ export function hubProgress({ signal, note, quiet }: Invocation): HubHooks {
     onProgress: (file, done, total) => {
       if (file !== current) {
         bar?.end()
-        bar = new Progress(file, total ?? 0, quiet ? null : process.stderr)
+        bar = new Progress(file, total, quiet ? null : process.stderr)
         current = file
       }
       bar!.update(done, [mebibytes(done)], 0)

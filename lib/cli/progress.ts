@@ -19,7 +19,7 @@ const BAR = { least: 10, most: 40 }
  */
 export class Progress {
   readonly #label: string
-  readonly #total: number
+  readonly #total: number | null
   readonly #screen: Screen | null
   readonly #now: () => number
   readonly #began: number
@@ -27,8 +27,8 @@ export class Progress {
   #shownAt = Number.NEGATIVE_INFINITY
   #drawn = false
 
-  /** @param screen null: nothing is shown; @param now milliseconds */
-  constructor(label: string, total: number, screen: Screen | null, now: () => number = () => performance.now()) {
+  /** @param total null: not known; @param screen null: nothing is shown; @param now milliseconds */
+  constructor(label: string, total: number | null, screen: Screen | null, now: () => number = () => performance.now()) {
     this.#label = label
     this.#total = total
     this.#screen = screen
@@ -46,11 +46,12 @@ export class Progress {
     const { isTTY } = this.#screen
     const now = this.#now()
     this.#first ??= before
-    const isLast = done >= this.#total
+    const total = this.#total
+    const isLast = total !== null && done >= total
     if (!isLast && now - this.#shownAt < (isTTY ? DRAW_EVERY : LINE_EVERY)) return
     this.#shownAt = now
     const gained = done - this.#first
-    const left = gained > 0 ? ((now - this.#began) / 1000 / gained) * (this.#total - done) : null
+    const left = gained > 0 && total !== null ? ((now - this.#began) / 1000 / gained) * (total - done) : null
     const [loss = '', ...rest] = facts
     const shown = [
       loss,
@@ -59,7 +60,7 @@ export class Progress {
       ...rest.slice(1),
     ]
     if (isTTY) this.#draw(done, shown.filter(Boolean))
-    else this.#screen.write(`${[`${this.#label} ${done}/${this.#total}`, ...shown].filter(Boolean).join('  ')}\n`)
+    else this.#screen.write(`${[this.#head(done), ...shown].filter(Boolean).join('  ')}\n`)
   }
 
   /** A line of its own, above the bar. */
@@ -76,16 +77,21 @@ export class Progress {
     this.#drawn = false
   }
 
+  #head(done: number): string {
+    return `${this.#label} ${done}${this.#total === null ? '' : `/${this.#total}`}`
+  }
+
   #draw(done: number, facts: readonly string[]): void {
     const screen = this.#screen!
     const width = (screen.columns || 80) - 1
-    const head = `${this.#label} ${done}/${this.#total}`
+    const head = this.#head(done)
     const shown = [...facts]
     const text = (): string => [head, ...shown].join('  ')
     while (shown.length && text().length > width) shown.pop()
     const room = Math.min(width - text().length - 3, BAR.most)
-    const filled = Math.round((Math.min(done / Math.max(this.#total, 1), 1) || 0) * room)
-    const bar = room >= BAR.least ? ` [${paint('32', '='.repeat(filled))}${' '.repeat(room - filled)}]` : ''
+    const filled = this.#total ? Math.round(Math.min(done / this.#total, 1) * Math.max(room, 0)) : 0
+    const bar =
+      room >= BAR.least && this.#total ? ` [${paint('32', '='.repeat(filled))}${' '.repeat(room - filled)}]` : ''
     const line = [`${head}${bar}`, ...shown].join('  ')
     screen.write(`\r${bar ? line : line.slice(0, width)}\x1b[K`)
     this.#drawn = true

@@ -69,6 +69,11 @@ export const DISTILL: Options = {
   ...table(
     {
       init: ['text', 'where a student given by its shape starts: random, teacher-layers or a folder'],
+      teacherCache: [
+        'text',
+        "folder of the teacher's most probable tokens, made where missing; then only --kl and --ce",
+      ],
+      topK: ['number', 'tokens of each prediction that the teacher cache keeps', { fallback: '64' }],
       layerMap: [
         'numbers',
         'for teacher-layers: a teacher layer for each student layer, 0,2,4',

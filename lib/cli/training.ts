@@ -1,5 +1,6 @@
-import type { RunPlan, StepRow, TrainHooks, TrainResult } from '../train/hooks.js'
+import type { RunPlan, StepRow, TeacherCacheReport, TrainHooks, TrainResult } from '../train/hooks.js'
 import { asUsage, type Invocation } from './command.js'
+import { hubProgress } from './hub-progress.js'
 import { kebabCase } from './options.js'
 import { compact, duration, mebibytes } from './output.js'
 import { Progress } from './progress.js'
@@ -38,6 +39,7 @@ export class TrainingProgress {
   readonly hooks: Required<Omit<TrainHooks, 'signal'>>
   readonly #invocation: Invocation
   #bar: Progress | null = null
+  #cache: Progress | null = null
   #plan: RunPlan | null = null
 
   constructor(invocation: Invocation, { label = () => 'step', plans = true }: FollowOptions = {}) {
@@ -56,6 +58,8 @@ export class TrainingProgress {
         if (row.step === this.#plan?.options.steps) this.end()
       },
       onEval: row => this.#log(`step ${row.step}: held-out loss ${row.eval_loss.toFixed(4)}`),
+      onTeacherCache: report => this.#teacherCache(report),
+      onDownload: hubProgress(invocation).onProgress,
       onSave: path => this.#log(`saved ${path}`),
       onWarning: message => {
         if (this.#bar && !invocation.quiet) this.#bar.log(`warning: ${message}`)
@@ -66,6 +70,18 @@ export class TrainingProgress {
 
   end(): void {
     this.#bar?.end()
+  }
+
+  #teacherCache({ folder, windows, made, bytesPerToken, onlineKl, cachedKl, done }: TeacherCacheReport): void {
+    if (!done) {
+      this.#cache ??= new Progress('teacher cache: windows', null, this.#invocation.quiet ? null : process.stderr)
+      this.#cache.update(windows, [`${made} made`])
+      return
+    }
+    this.#cache?.end()
+    const sample =
+      cachedKl === null ? '' : `, KL ${cachedKl.toFixed(4)} where the teacher itself gives ${onlineKl?.toFixed(4)}`
+    this.#log(`teacher cache ${folder}: ${windows} windows, ${bytesPerToken.toFixed(0)} bytes a token${sample}`)
   }
 
   #log(line: string): void {
