@@ -79,6 +79,8 @@ export class Trainer {
   readonly #rng: Tensor
   /** [learning rate, step counted from 1] */
   readonly #schedule: Tensor
+  /** of all gradients, then of each buffer's */
+  readonly #norms: Tensor
   readonly #norm: Tensor
   readonly #micro: CapturedStep<readonly Tensor[]>
   readonly #update: CapturedStep<readonly Tensor[]>
@@ -109,7 +111,8 @@ export class Trainer {
       rng: embedding || attention || residual ? this.#rng : null,
     }
     this.#schedule = Tensor.zeros([2], { device })
-    this.#norm = Tensor.zeros([1 + sets.length], { device })
+    this.#norms = Tensor.zeros([1 + sets.length], { device })
+    this.#norm = this.#norms.view([1])
     this.#micro = capture(
       () => {
         objective.micro(model, this.#inputs)
@@ -156,7 +159,7 @@ export class Trainer {
     }
     this.#schedule.write([lr, step + 1])
     this.#update()
-    const [partSums, [gradNorm]] = (await Promise.all([sums.read(), this.#norm.view([1]).read()])) as Float32Array[]
+    const [partSums, [gradNorm]] = (await Promise.all([sums.read(), this.#norm.read()])) as Float32Array[]
     const parts = Array.from(partSums, sum => (total > 0 ? sum / total : 0))
     const { coefficients } = this.objective
     const loss = parts.reduce((sum, part, k) => sum + (coefficients[k] ? coefficients[k] * part : 0), 0)
@@ -175,12 +178,12 @@ export class Trainer {
     }
   }
 
-  /** The global norm over all buffers into norm[0], then AdamW on each. */
+  /** The global norm over all buffers into the first of the norms, then AdamW on each. */
   #optimize(): void {
     const { beta1, beta2, eps: epsilon, weightDecay, gradClip: maxNorm } = this.#options
     const count = this.#moments.length
-    for (const [k, { set }] of this.#moments.entries()) globalNorm(set.gradients!, this.#norm.view([1], 1 + k))
-    const norm = globalNorm(this.#norm.view([count], 1), this.#norm.view([1]))
+    for (const [k, { set }] of this.#moments.entries()) globalNorm(set.gradients!, this.#norms.view([1], 1 + k))
+    const norm = globalNorm(this.#norms.view([count], 1), this.#norm)
     for (const { set, m, v } of this.#moments) {
       const copy = set.compute === set.master ? null : set.compute
       const { master: params, gradients: grads, decayCount } = set
@@ -248,7 +251,8 @@ export class Trainer {
     }
     this.objective.extra?.free()
     const { cached, ...inputs } = this.#inputs
-    const tensors = [...Object.values(inputs), ...Object.values(cached ?? {}), this.#rng, this.#schedule, this.#norm]
+    const own = [this.#rng, this.#schedule, this.#norms, this.#norm]
+    const tensors = [...Object.values(inputs), ...Object.values(cached ?? {}), ...own]
     for (const tensor of tensors as (Tensor | null)[]) tensor?.free()
   }
 }
