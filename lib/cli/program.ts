@@ -26,7 +26,10 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
   }
   try {
     await parser(args, known, start).parseAsync()
-  } catch (error) {
+  } catch (caught) {
+    // yargs throws some of its own findings as a YError; what a command threw comes through as it is.
+    const isFinding = caught instanceof Error && caught.name === 'YError'
+    const error: unknown = isFinding ? usageError(caught.message, args, known) : caught
     const aborted = error instanceof TrainCoreError && error.code === 'ERR_ABORTED'
     if (!(aborted && interrupt.code)) exitCode = reportError(error, verbose)
   }
@@ -52,8 +55,7 @@ function parser(
     .alias('help', 'h')
     .wrap(Math.min(process.stdout.columns ?? 100, 120))
     .fail((message, error) => {
-      // yargs throws its own findings as a YError; what a command threw comes through as it is.
-      throw error && error.name !== 'YError' ? error : usageError(message, args, known)
+      throw error ?? usageError(message, args, known)
     })
   for (const command of COMMANDS) {
     const build = async (cli: Argv): Promise<Argv> => {
