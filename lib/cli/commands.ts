@@ -88,6 +88,13 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./env.js'),
   },
   {
+    name: 'doctor',
+    describe: 'self-test of a device: every op against its formula and the CPU',
+    options: none,
+    examples: [['doctor --device cpu', 'is what the CPU computes right?']],
+    load: () => import('./doctor.js'),
+  },
+  {
     name: 'build',
     describe: 'build the native binary here',
     options: none,
