@@ -13,7 +13,7 @@ const layers: string[][] = [
   ['device'],
   ['tensor'],
   ['tape', 'step'],
-  ['ops/'],
+  ['ops/', 'doctor/'],
   ['kernels', 'model/'],
   ['train/'],
   ['index'],
