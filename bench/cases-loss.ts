@@ -70,12 +70,34 @@ function logits(p: Precision, teacher: Teacher, backward: boolean): BenchCase {
   })
 }
 
+/** A teacher's most probable tokens, for a cache. */
+function headTopK(p: Precision): BenchCase {
+  const [R, C, K] = [1024, 1024, 64]
+  return opCase({
+    axes: { R, C, V, K },
+    dtype: p,
+    why: '355M head, its 64 most probable tokens to be cached',
+    call: {
+      op: 'head_top_k',
+      inputs: [input(p, [R, C]), input(p, [Vp, C], 'normal', { std: 0.05 })],
+      outputs: ['new', 'new', 'new'],
+      scalars: [V, 2, K],
+    },
+    makes: [
+      { dtype: 'i32', shape: [R, K] },
+      { dtype: 'f32', shape: [R, K] },
+      { dtype: 'f32', shape: [R] },
+    ],
+  })
+}
+
 export function headLossCases(p: Precision): BenchCase[] {
   return [
     head(p, '124M head and CE, evaluation', 1024, 768, 'ce', false),
     head(p, '124M head and CE with all gradients', 1024, 768, 'ce', true),
     head(p, '124M head, KL to 355M in full, with all gradients', 1024, 768, 'kd', true),
     head(p, '124M head, KL to the 64 largest of a cached teacher', 1024, 768, 'top64', true),
+    headTopK(p),
     head(p, '10M body: the head is most of the step', 2048, 256, 'ce', true),
     head(p, 'prime number of rows, narrow', 509, 104, 'ce', true),
     ...(['ce', 'kd'] as const).flatMap(teacher => [logits(p, teacher, false), logits(p, teacher, true)]),

@@ -99,6 +99,26 @@ export async function checkHeadLoss({ op, inputs, results, scalars }: Ran): Prom
   }
 }
 
+/** Some of a row's probabilities and their rest; no other token surpasses the least of them. */
+export async function checkHeadTopK({ inputs, results, scalars }: Ran): Promise<void> {
+  const [V, temperature, K] = scalars
+  const [hidden, head] = inputs
+  const matrix = await values(head!)
+  for (const r of spread(hidden!.size / hidden!.shape.at(-1)!, 3)) {
+    const p = softmax(await logitsOf(hidden!, matrix, r, V), temperature)
+    const [ids, logProbs] = await Promise.all([slice(results[0]!, r * K, K), slice(results[1]!, r * K, K)])
+    near(
+      'the probabilities',
+      logProbs.map(Math.exp),
+      ids.map(id => p[id]),
+      hidden!.dtype,
+    )
+    near('the largest probabilities', logProbs.map(Math.exp), p.slice().sort().reverse().slice(0, K), hidden!.dtype)
+    const rest = 1 - ids.reduce((sum, id) => sum + p[id], 0)
+    near('the rest', await slice(results[2]!, r, 1), [rest], hidden!.dtype)
+  }
+}
+
 export async function checkLoss({ op, inputs, results, scalars }: Ran): Promise<void> {
   const [logits, targets, , teacher] = inputs
   const V = scalars[0]

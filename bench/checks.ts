@@ -6,7 +6,7 @@ import { geluBackward, gelu as geluForward } from '../test/reference/elementwise
 import { gelu, geluDerivative } from '../test/reference/matmul.js'
 import { layernormBackward, layernormForward } from '../test/reference/norm.js'
 import { adamwStep } from '../test/reference/optim.js'
-import { checkHeadLoss, checkLoss } from './checks-loss.js'
+import { checkHeadLoss, checkHeadTopK, checkLoss } from './checks-loss.js'
 import type { LiveCall } from './live.js'
 
 /** What a check sees: the call, its results, and the first elements of outputs that it was given, from before the call. */
@@ -290,6 +290,7 @@ export const CHECKS: Readonly<Record<string, Check>> = {
   loss_backward: checkLoss,
   head_loss_forward: checkHeadLoss,
   head_loss_backward: checkHeadLoss,
+  head_top_k: checkHeadTopK,
   cosine_loss_forward: checkCosine,
   cosine_loss_backward: checkCosine,
   global_norm: checkGlobalNorm,

@@ -91,6 +91,8 @@ function flopsOf(call: Call): number {
     case 'head_loss_forward':
     case 'head_loss_backward':
       return headFlops(call)
+    case 'head_top_k': // logits, and their softmax
+      return rows(first) * scalars[0] * (2 * last(first) + 4)
     case 'embedding_forward':
       return inputs[2] ? elements(outputs[0]) : 0
     case 'embedding_backward':

@@ -103,6 +103,13 @@ def head_loss(c, dtype):
     return [*inputs, *cached_teacher(R, V)], lambda h, w, y, *t: losses(F.linear(h, w), y, t, kind)
 
 
+def head_top_k(c, dtype):
+    def top(h, w):
+        return F.log_softmax(F.linear(h, w).float() / 2, dim=-1).topk(c["K"])
+
+    return [normal(dtype, c["R"], c["C"]), normal(dtype, c["V"], c["C"], std=0.05)], top
+
+
 def adamw(c, dtype):
     p = normal(torch.float32, c["N"], std=0.02)
     p.grad = normal(torch.float32, c["N"], std=1e-3)
@@ -151,6 +158,7 @@ OPS = {
     "embedding": embedding,
     "loss": logits_loss,
     "head_loss": head_loss,
+    "head_top_k": head_top_k,
     "cosine_loss": lambda c, dtype: ([normal(dtype, c["R"], c["C"], grad=True), normal(dtype, c["R"], c["C"])], lambda a, b: (1 - F.cosine_similarity(a, b)).sum()),
     "global_norm": flat(torch.linalg.vector_norm),
     "adamw": adamw,

@@ -4,6 +4,7 @@ import { type BenchCase, caseName } from '../../bench/case.js'
 import { benchCases } from '../../bench/cases.js'
 import { forwardFlops, stepCost } from '../../bench/cases-step.js'
 import { CHECKS } from '../../bench/checks.js'
+import { costOf } from '../../bench/cost.js'
 import { opTable } from '../../lib/device.js'
 import { gpt2Config } from '../../lib/model/config.js'
 
@@ -65,6 +66,15 @@ test('FLOPs and bytes are those worked out by hand', () => {
   const head = named('head_loss_backward/R1024xC768xV50257/f32/cpu/ce') // logits, d_hidden, d_head
   const softmax = 7 * 1024 * 50257
   assert.equal(head.flops, 3 * 2 * 1024 * 768 * 50257 + softmax)
+})
+
+test('every op of the table is counted', () => {
+  const x = { dtype: 'f32' as const, shape: [4, 6, 24] }
+  for (const { name } of opTable()) {
+    const inputs = Array.from({ length: 8 }, () => x)
+    const { flops, bytes } = costOf({ op: name, inputs, outputs: [x], fresh: [true], scalars: new Array(12).fill(0) })
+    assert.ok(flops >= 0 && bytes > 0, name)
+  }
 })
 
 test('a step costs what its layers do', () => {

@@ -8,6 +8,16 @@ import { callBytes, LiveCase } from '../../bench/live.js'
 import { run, type Tensor } from '../../lib/tensor.js'
 import { forEachDevice } from '../devices.js'
 
+const LOGITS = [
+  input('f32', [20, 1024]),
+  input('i32', [20], 'tokens', { vocab: 1000 }),
+  null,
+  input('f32', [20, 1024]),
+  null,
+  null,
+]
+const LOSS = [1000, 2, 0.5, 2, 5, 0, 0, 0]
+
 /** The cases of these ops are larger than a test should be. */
 const SMALL: Readonly<Record<string, CallSpec>> = {
   adamw: {
@@ -21,6 +31,14 @@ const SMALL: Readonly<Record<string, CallSpec>> = {
     ],
     scalars: [0.9, 0.95, 1e-8, 0.1, 1, 5000],
   },
+  head_top_k: {
+    op: 'head_top_k',
+    inputs: [input('f32', [20, 64]), input('f32', [1024, 64], 'normal', { std: 0.3 })],
+    outputs: ['new', 'new', 'new'],
+    scalars: [1000, 2, 8],
+  },
+  loss_forward: { op: 'loss_forward', inputs: LOGITS, outputs: ['new'], scalars: LOSS },
+  loss_backward: { op: 'loss_backward', inputs: [...LOGITS, null], outputs: ['new', 'skip'], scalars: LOSS },
   global_norm: {
     op: 'global_norm',
     inputs: [input('f32', [200_000], 'normal', { std: 1e-3 })],
