@@ -16,7 +16,7 @@ export const THOROUGH: MeasureOptions = { maxTime: 2, minSamples: 10 }
 export const QUICK: MeasureOptions = { maxTime: 0.1, minSamples: 3 }
 
 /** A sample lasts at least so many ms: a fence through the event loop costs some hundredths of one. */
-const SAMPLE_MS = 20
+export const SAMPLE_MS: number = 20
 
 /** ms of `count` units of work. */
 export async function timeOnce(timed: Timed, count: number): Promise<number> {
@@ -27,7 +27,7 @@ export async function timeOnce(timed: Timed, count: number): Promise<number> {
 
 /** Units of work that make a sample: 1, or more where one is short. Warms up. */
 export async function calibrate(timed: Timed): Promise<number> {
-  await timeOnce(timed, 1)
+  if ((await timeOnce(timed, 1)) > 10 * SAMPLE_MS) return 1
   let count = 1
   for (;;) {
     const ms = await timeOnce(timed, count)

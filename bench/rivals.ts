@@ -6,7 +6,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { packageRoot } from '../lib/native-loader.js'
 import type { BenchCase } from './case.js'
 import { configOf } from './cases-step.js'
-import { calibrate, type Timed, timeOnce } from './measure.js'
+import { calibrate, SAMPLE_MS, type Timed, timeOnce } from './measure.js'
+import { onnxRival, tfjsRival } from './rivals-npm.js'
 import { median, pairedRatio } from './statistics.js'
 
 export interface RivalRow {
@@ -26,24 +27,29 @@ export interface Rival extends Timed {
   close(): Promise<void> | void
 }
 
-/** Pairs of a comparison: at least 5. */
+/** Pairs of a comparison; fewer where a unit of work takes a second. */
 const PAIRS = 7
+const LONG_PAIRS = 5
+const LONG_MS = 1000
 /** A turn lasts about so many ms, or one unit of work. */
 const TURN_MS = 60
 /** Between turns, so that the other's threads stop spinning. */
 const PAUSE_MS = 40
 
 /** Ours, theirs, ours, theirs: what disturbs the machine disturbs both. */
-export async function compare(ours: Timed, rival: Rival, pairs: number = PAIRS): Promise<RivalRow> {
+export async function compare(ours: Timed, rival: Rival): Promise<RivalRow> {
   const times: [number[], number[]] = [[], []]
   const sides = [ours, rival]
   const counts: number[] = []
-  for (const side of sides) counts.push(Math.max(1, Math.round((await calibrate(side)) * (TURN_MS / 20))))
-  for (let pair = 0; pair < pairs; pair++)
+  for (const side of sides) counts.push(Math.max(1, Math.round(((await calibrate(side)) * TURN_MS) / SAMPLE_MS)))
+  let pairs = PAIRS
+  for (let pair = 0; pair < pairs; pair++) {
     for (const [k, side] of sides.entries()) {
       await sleep(PAUSE_MS)
       times[k].push((await timeOnce(side, counts[k])) / counts[k])
     }
+    if (times[0][0] + times[1][0] > LONG_MS) pairs = LONG_PAIRS
+  }
   return { rival: rival.name, mode: rival.mode, median_ms: median(times[1]), ratio: pairedRatio(...times), pairs }
 }
 
@@ -114,16 +120,25 @@ function torchStep({ model, teacher, B, T }: NonNullable<BenchCase['step']>): ob
   return { B, T, config: shape(model), teacher: teacher ? shape(teacher) : null }
 }
 
-/** All rivals that are installed and have the case's work, compared with it. */
-export async function compareAll(c: BenchCase, ours: Timed, sets: number, threads: number): Promise<RivalRow[]> {
-  const rows: RivalRow[] = []
+/** PyTorch set up for the case; null where it is not there, or has nothing like it. */
+async function torchRival(c: BenchCase, sets: number, threads: number): Promise<Rival | null> {
   const python = process.env.TRAIN_CORE_PYTHON
   const torch = python ? await TorchRival.open(python, threads) : null
-  if (torch) {
+  if (torch && (await torch.prepare(c, sets))) return torch
+  torch?.close()
+  return null
+}
+
+/** All rivals that are installed and have the case's work, compared with it one after another. */
+export async function compareAll(c: BenchCase, ours: Timed, sets: number, threads: number): Promise<RivalRow[]> {
+  const rows: RivalRow[] = []
+  for (const open of [() => torchRival(c, sets, threads), () => onnxRival(c, threads), () => tfjsRival(c)]) {
+    const rival = await open()
+    if (!rival) continue
     try {
-      if (await torch.prepare(c, sets)) rows.push(await compare(ours, torch))
+      rows.push(await compare(ours, rival))
     } finally {
-      torch.close()
+      await rival.close()
     }
   }
   return rows

@@ -39,8 +39,8 @@ test('a rival is compared in turns', async () => {
     },
   })
   const rival = { name: 'slow', mode: '', close: () => {}, ...side('theirs', 90) }
-  const row = await compare(side('ours', 30), rival, 5)
+  const row = await compare(side('ours', 30), rival)
   assert.ok(row.ratio > 2 && row.ratio < 4, `${row.ratio}`)
-  assert.equal(row.pairs, 5)
-  assert.deepEqual(turns.slice(-10), Array.from({ length: 5 }, () => ['ours', 'theirs']).flat())
+  assert.equal(row.pairs, 7)
+  assert.deepEqual(turns.slice(-14), Array.from({ length: 7 }, () => ['ours', 'theirs']).flat())
 })
