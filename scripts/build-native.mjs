@@ -2,7 +2,7 @@
 // installed (this repository), by plain cmake where it is not (a user's `npx train-core build`); CMakeLists.txt
 // finds the headers by itself then. Called by `npm run build:native`, `train-core build` and binding.gyp's action.
 // The CMake tree is build/cmake, so that node-gyp's own files in build/ and CMake's never meet.
-//   node scripts/build-native.mjs [--config=Debug] [--CD<CMake option>=<value>]
+//   node scripts/build-native.mjs [--config=Debug] [--target=addon: nothing for tests] [--CD<CMake option>=<value>]
 import { spawnSync } from 'node:child_process'
 import { realpathSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -18,7 +18,7 @@ const jobs = String(process.env.CMAKE_BUILD_PARALLEL_LEVEL ?? os.availableParall
 export function requireTools() {
   const found = tool => !spawnSync(tool, ['--version'], { stdio: 'ignore' }).error
   const mac = process.platform === 'darwin'
-  const compilers = [process.env.CXX?.split(' ')[0], 'c++', 'g++', 'clang++'].filter(Boolean)
+  const compilers = [process.env.CXX?.split(' ')[0], 'g++', 'clang++'].filter(Boolean)
   const missing = []
   if (!found('cmake')) missing.push('CMake (>= 3.19)')
   if (!compilers.some(found)) missing.push('a C++20 compiler')
@@ -34,21 +34,21 @@ export function requireTools() {
 
 // `cmake-js build` configures only when there is no CMakeCache.txt, so a changed option would be passed over
 // in silence: configure every time (0.4 s). Not `cmake-js compile`: on a compile error it builds everything twice.
-function withCmakeJs(cmakeJs, config, options) {
+function withCmakeJs(cmakeJs, config, options, target) {
   const where = ['-d', root, '-O', tree, '-B', config]
   const pairs = Object.entries(options).map(([name, value]) => `--CD${name}=${value}`)
   return [
     [process.execPath, cmakeJs, 'configure', ...where, ...pairs],
-    [process.execPath, cmakeJs, 'build', ...where, '-p', jobs],
+    [process.execPath, cmakeJs, 'build', ...where, '-p', jobs, ...(target ? ['-T', target] : [])],
   ]
 }
 
-function withCmake(config, options) {
+function withCmake(config, options, target) {
   const all = { CMAKE_BUILD_TYPE: config, TC_NODE: process.execPath, ...options }
   const pairs = Object.entries(all).map(([name, value]) => `-D${name}=${value}`)
   return [
     ['cmake', '-S', root, '-B', tree, ...pairs],
-    ['cmake', '--build', tree, '--parallel', jobs],
+    ['cmake', '--build', tree, '--parallel', jobs, ...(target ? ['--target', target] : [])],
   ]
 }
 
@@ -62,7 +62,8 @@ function build(args) {
     cmakeJs = createRequire(import.meta.url).resolve('cmake-js/bin/cmake-js')
   } catch {}
   requireTools()
-  for (const [command, ...rest] of cmakeJs ? withCmakeJs(cmakeJs, config, options) : withCmake(config, options)) {
+  const steps = cmakeJs ? withCmakeJs(cmakeJs, config, options, given.target) : withCmake(config, options, given.target)
+  for (const [command, ...rest] of steps) {
     const { status } = spawnSync(command, rest, { stdio: 'inherit', cwd: root })
     if (status !== 0) process.exit(status ?? 1)
   }

@@ -20,8 +20,12 @@ const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const at = (...parts) => path.join(root, ...parts)
 const readJson = file => JSON.parse(readFileSync(file, 'utf8'))
 
-/** Brings node_modules, the native addon and dist/ up to date; ends the process with a message when it can't. */
-export function setup() {
+/**
+ * Brings node_modules, the native addon and dist/ up to date; ends the process with a message when it can't.
+ *
+ * @param tests build the libraries that only tests load too
+ */
+export function setup({ tests = false } = {}) {
   checkNode()
   if (!installed()) install()
   const stamps = readStamps()
@@ -30,16 +34,19 @@ export function setup() {
     ['csrc', 'test/metal-emu', 'CMakeLists.txt', 'package.json', 'scripts/build-native.mjs'],
     [TRAIN_CORE_CUDA, CXX, CUDACXX],
   )
-  if (stamps.native !== native || !existsSync(at('build/Release/train_core.node'))) {
+  const target = tests ? 'all' : 'addon'
+  const fits = stamps.native === native && (stamps.target === 'all' || stamps.target === target)
+  if (!fits || !existsSync(at('build/Release/train_core.node'))) {
     say(`building the native addon${existsSync(at('build/cmake')) ? '' : ' (the first time takes a minute or two)'}`)
-    step(process.execPath, [at('scripts/build-native.mjs')])
-    writeStamps({ ...stamps, native })
+    step(process.execPath, [at('scripts/build-native.mjs'), `--target=${target}`])
+    Object.assign(stamps, { native, target })
+    writeStamps(stamps)
   }
   const ts = fingerprint(['lib', 'test', 'bench', 'tsconfig.json', 'package-lock.json'])
   if (stamps.ts !== ts || !existsSync(at('dist/lib'))) {
     step(process.execPath, [at('node_modules/typescript/bin/tsc'), '-p', root])
     removeOrphans(at('dist'))
-    writeStamps({ ...stamps, native, ts })
+    writeStamps({ ...stamps, ts })
   }
 }
 

@@ -14,7 +14,7 @@ const all = process.argv.includes('--all')
 const words = process.argv.slice(2).filter(word => !word.startsWith('--'))
 const tap = path.join(os.tmpdir(), `train-core-${process.pid}.tap`)
 
-setup()
+setup({ tests: true })
 const results = []
 if (!words.length) {
   run('lint', [path.join(root, 'node_modules/@biomejs/biome/bin/biome'), 'check', '--no-errors-on-unmatched'])

@@ -47,8 +47,8 @@ export async function pack(folder: string): Promise<{ tarball: string; files: st
 }
 
 /** Runs npm; `bin` as {@link bareBin} makes it. */
-export function npm(cwd: string, args: readonly string[], bin?: string): Promise<Ended> {
-  return runNode([findExecutable('npm'), ...args], { cwd, env: environment(bin) })
+export function npm(cwd: string, args: readonly string[], bin?: string, minutes?: number): Promise<Ended> {
+  return runNode([findExecutable('npm'), ...args], { cwd, minutes, env: environment(bin) })
 }
 
 /** Runs a command with nothing in PATH but what is in `bin`. */

@@ -13,19 +13,24 @@ export interface Ended {
   stderr: string
 }
 
-/** Runs a command, for two minutes at most; `env` is added to this process's environment (undefined takes a name away). */
-export function runCommand(
-  command: string,
-  args: readonly string[],
-  options: { env?: NodeJS.ProcessEnv; cwd?: string } = {},
-): Promise<Ended> {
+export interface RunOptions {
+  /** added to this process's environment; undefined takes a name away */
+  env?: NodeJS.ProcessEnv
+  /** default the repository */
+  cwd?: string
+  /** after which it is killed; default two */
+  minutes?: number
+}
+
+/** Runs a command to its end. */
+export function runCommand(command: string, args: readonly string[], options: RunOptions = {}): Promise<Ended> {
   const env: NodeJS.ProcessEnv = { ...process.env, NODE_TEST_CONTEXT: undefined, ...options.env }
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
       cwd: options.cwd ?? root,
       env,
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: 120_000,
+      timeout: 60_000 * (options.minutes ?? 2),
       killSignal: 'SIGKILL',
     })
     let [stdout, stderr] = ['', '']
@@ -37,14 +42,11 @@ export function runCommand(
 }
 
 /** Runs node. */
-export function runNode(
-  args: readonly string[],
-  options: { env?: NodeJS.ProcessEnv; cwd?: string } = {},
-): Promise<Ended> {
+export function runNode(args: readonly string[], options: RunOptions = {}): Promise<Ended> {
   return runCommand(process.execPath, args, options)
 }
 
 /** Runs a module given as text. */
-export function runModule(source: string, options: { env?: NodeJS.ProcessEnv; cwd?: string } = {}): Promise<Ended> {
+export function runModule(source: string, options: RunOptions = {}): Promise<Ended> {
   return runNode(['--input-type=module', '-e', source], options)
 }
