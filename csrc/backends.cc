@@ -1,5 +1,6 @@
 #include "backends.h"
 
+#include "cuda.h"
 #include "metal/runtime.h"
 
 namespace tc {
@@ -27,6 +28,7 @@ const Backend& find_backend(const std::string& name, int& index) {
     if (!status.available) throw Error("ERR_DEVICE", base + ": " + status.reason);
     if (base == "cpu" && colon == std::string::npos) return cpu::backend;
     if (base == "metal" && colon == std::string::npos) return metal::backend;
+    if (base == "cuda") return cuda::backend();
   }
   throw Error("ERR_ARGUMENT", "a device is cpu, cuda, cuda:N or metal; got " + name);
 }
@@ -36,13 +38,16 @@ std::vector<BackendStatus> backend_statuses() {
   const bool has_metal = metal::runtime_available(no_metal);
   return {
       {"cpu", true, ""},
-      {"cuda", false, "this build has no CUDA kernels; help: use --device cpu"},
+      cuda::status(),
       {"metal", has_metal, no_metal},
   };
 }
 
 bool backend_has(const std::string& backend, Op op) {
-  const Backend* found = backend == "cpu" ? &cpu::backend : backend == "metal" ? &metal::backend : nullptr;
+  const Backend* found = backend == "cpu"                                ? &cpu::backend
+                         : backend == "metal"                            ? &metal::backend
+                         : backend == "cuda" && cuda::status().available ? &cuda::backend()
+                                                                         : nullptr;
   return found && found->kernels[int(op)] != nullptr;
 }
 

@@ -71,7 +71,8 @@ Runtime::~Runtime() {
   for (auto& d : devices_) d->arena.reset();
 }
 
-int32_t Runtime::open_device(const std::string& name, int threads) {
+int32_t Runtime::open_device(const std::string& given, int threads) {
+  const std::string name = given == "cuda" ? "cuda:0" : given;
   if (auto found = by_name_.find(name); found != by_name_.end()) {
     if (threads > 0 && threads != devices_[found->second]->device->threads())
       throw Error("ERR_ARGUMENT", name + " is open with " + std::to_string(devices_[found->second]->device->threads()) +

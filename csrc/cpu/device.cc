@@ -8,6 +8,7 @@
 #include <fstream>
 #include <string>
 
+#include "../memory_setting.h"
 #include "cpu.h"
 #include "target.h"
 #if defined(__APPLE__)
@@ -19,19 +20,6 @@ namespace tc::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
-
-// "8G", "512M", "100000"; 0 when unset
-size_t memory_setting() {
-  const char* text = std::getenv("TRAIN_CORE_MEMORY_LIMIT");
-  if (!text || !*text) return 0;
-  char* end = nullptr;
-  const double value = std::strtod(text, &end);
-  const int shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
-  if (end == text || (shift ? end[1] : end[0]) || !(value >= 1) || value > 1e15)
-    throw Error("ERR_CONFIG",
-                std::string("TRAIN_CORE_MEMORY_LIMIT must be bytes, or a number with K, M or G; got ") + text);
-  return size_t(value * double(size_t(1) << shift));
-}
 
 size_t physical_memory() {
   size_t bytes = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGESIZE));

@@ -1,0 +1,187 @@
+/*
+Head and losses together, so that no [R,V] tensor of student or teacher ever exists.
+
+  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32; the losses and d_z (loss.cu);
+  d_hidden = d_z·head; d_head += d_zᵀ·hidden
+Ignored rows are left out: where there may be some, the rows that count are first listed, then gathered chunk by chunk.
+How many they are only the device knows, so chunks behind them run empty. After Liger-Kernel's fused linear
+cross-entropy (Hsu et al. 2024, 2410.10989).
+*/
+#include "kernels.h"
+#include "loss.cuh"
+
+namespace tc::cuda {
+
+namespace {
+
+constexpr int64_t kLogits = int64_t(800) << 20;  // bytes of a chunk's logits and their gradient
+constexpr int64_t kMostRows = 2048, kRowStep = 64;
+
+int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
+
+// rows = the numbers of the rows that count, in order; *total = how many. One block; each thread takes a stretch.
+__global__ void list_rows_kernel1(int32_t* rows, int32_t* total, LossInputs in, int64_t R) {
+  __shared__ int32_t scratch[kWarps];
+  const int64_t share = (R + kThreads - 1) / kThreads, begin = threadIdx.x * share;
+  const int64_t end = begin + share < R ? begin + share : R;
+  int32_t mine = 0;
+  for (int64_t r = begin; r < end; r++) mine += in.weight(r) != 0;
+  const int32_t upto = block_scan(mine, scratch);
+  int32_t at = upto - mine;
+  for (int64_t r = begin; r < end; r++)
+    if (in.weight(r) != 0) rows[at++] = int32_t(r);
+  if (threadIdx.x == kThreads - 1) *total = upto;
+}
+
+// to[k] = from[rows[k]] or the reverse, a block a row; bytes: of a row
+template <bool gather>
+__global__ void move_rows_kernel1(char* to, const char* from, const int32_t* rows, RowCount count, int64_t n,
+                                  int64_t bytes) {
+  const int64_t k = blockIdx.x;
+  if (k >= count.of(n)) return;
+  uint16_t* out = reinterpret_cast<uint16_t*>(to + (gather ? k : rows[k]) * bytes);
+  const uint16_t* in = reinterpret_cast<const uint16_t*>(from + (gather ? rows[k] : k) * bytes);
+  for (int64_t b = threadIdx.x; b < bytes / 2; b += kThreads) out[b] = in[b];
+}
+
+// Sizes of one call, and where its workspace's parts begin.
+struct Plan {
+  const LossSettings settings;
+  bool teacher, listed, d_is_bf16;
+  int64_t R, C, Ct, stride, chunk;  // floats from one row of logits to the next; rows of a chunk
+  size_t rows, total, z, z_t, d, hidden, t_hidden, d_hidden, bytes = 0;
+
+  explicit Plan(const Args& x, bool backward)
+      : settings(x),
+        teacher(settings.full_teacher()),
+        listed(x.has(2) || x.has(3)),
+        d_is_bf16(backward && x.in[0].dtype == DType::bf16),
+        R(rows_of(x.in[0])),
+        C(x.in[0].last()),
+        Ct(teacher ? x.in[4].last() : 0),
+        stride(round_up(settings.vocab, 64)) {
+    const int64_t row_bytes = stride * (4 + (teacher ? 4 : 0) + (d_is_bf16 ? 2 : 0));
+    chunk = kLogits / row_bytes / kRowStep * kRowStep;
+    if (chunk < kRowStep) chunk = kRowStep;
+    if (chunk > kMostRows) chunk = kMostRows;
+    if (chunk > R) chunk = R;
+    rows = take(listed ? R * 4 : 0);
+    total = take(4);
+    z = take(chunk * stride * 4);
+    z_t = take(teacher ? chunk * stride * 4 : 0);
+    d = d_is_bf16 ? take(chunk * stride * 2) : z;
+    hidden = take(listed ? chunk * C * int64_t(dtype_size(x.in[0].dtype)) : 0);
+    t_hidden = take(listed ? chunk * Ct * int64_t(dtype_size(x.in[4].dtype)) : 0);
+    d_hidden = take(listed && backward ? chunk * C * int64_t(dtype_size(x.in[0].dtype)) : 0);
+  }
+  size_t take(int64_t size) {
+    const size_t begin = bytes;
+    bytes += size_t(round_up(size, 256));
+    return begin;
+  }
+};
+
+// One call; d_hidden, d_head, parts: null data where not wanted.
+struct HeadLoss {
+  const Args& x;
+  const Context& c;
+  const Plan plan;
+  const LossInputs in;
+  const View &d_hidden, &d_head, &parts;
+
+  char* space(size_t at) const { return x.workspace.as<char>() + at; }
+  int32_t* list() const { return reinterpret_cast<int32_t*>(space(plan.rows)); }
+  RowCount count(int64_t begin) const {
+    return {plan.listed ? reinterpret_cast<const int32_t*>(space(plan.total)) : nullptr, begin};
+  }
+  static char* row(const View& v, int64_t r) { return v.as<char>() + r * v.last() * int64_t(dtype_size(v.dtype)); }
+
+  // The chunk's rows of v, gathered into `buffer` where they are listed.
+  Floats chunk_of(const View& v, size_t buffer, int64_t begin, int64_t n) const {
+    const bool is_bf16 = v.dtype == DType::bf16;
+    if (!plan.listed) return {row(v, begin), is_bf16};
+    run(c, move_rows_kernel1<true>, dim3(unsigned(n)), kThreads, space(buffer), v.as<char>(), list() + begin,
+        count(begin), n, v.last() * int64_t(dtype_size(v.dtype)));
+    return {space(buffer), is_bf16};
+  }
+  Floats logits(Floats hidden, const View& head, size_t z, int64_t begin, int64_t n) const {
+    Product p;
+    p.M = n, p.N = plan.settings.vocab, p.K = head.last();
+    p.a = hidden, p.b = floats(head), p.out = {space(z), false};
+    p.lda = p.ldb = p.K, p.ldo = plan.stride;
+    p.trans_b = true;
+    p.rows = count(begin);
+    multiply(c, p);
+    return p.out;
+  }
+  void gradients(Floats hidden, Floats d, int64_t begin, int64_t n) const {
+    const bool is_bf16 = d_hidden.dtype == DType::bf16;
+    Product p;
+    p.M = n, p.N = plan.C, p.K = plan.settings.vocab;
+    p.a = d, p.b = floats(x.in[1]);
+    p.out = {plan.listed ? space(plan.d_hidden) : row(d_hidden, begin), is_bf16};
+    p.lda = plan.stride, p.ldb = p.ldo = plan.C;
+    p.rows = count(begin);
+    multiply(c, p);
+    if (plan.listed)
+      run(c, move_rows_kernel1<false>, dim3(unsigned(n)), kThreads, d_hidden.as<char>(), space(plan.d_hidden),
+          list() + begin, count(begin), n, plan.C * int64_t(dtype_size(d_hidden.dtype)));
+    if (!d_head.data) return;
+    Product h;
+    h.M = plan.settings.vocab, h.N = plan.C, h.K = n;
+    h.a = d, h.b = hidden, h.out = floats(d_head);
+    h.lda = plan.stride, h.ldb = h.ldo = plan.C;
+    h.trans_a = h.accumulate = true;
+    h.steps = count(begin);
+    multiply(c, h);
+  }
+  void chunk(int64_t begin, int64_t n) const {
+    const Floats hidden = chunk_of(x.in[0], plan.hidden, begin, n);
+    LossRows rows{plan.settings, in, logits(hidden, x.in[1], plan.z, begin, n)};
+    if (plan.teacher) rows.teacher = logits(chunk_of(x.in[4], plan.t_hidden, begin, n), x.in[5], plan.z_t, begin, n);
+    rows.student_stride = rows.teacher_stride = rows.d_stride = plan.stride;
+    rows.d_columns = plan.settings.vocab;
+    if (d_hidden.data) rows.d = {space(plan.d), plan.d_is_bf16};
+    rows.parts = parts.f32();
+    rows.rows = list() + begin;
+    rows.count = count(begin);
+    if (!plan.listed) {
+      rows.rows = nullptr;
+      if (rows.parts) rows.parts += begin * 4;
+      if (in.ids) shift_inputs(rows.in, begin);
+    }
+    loss_rows(c, rows, n);
+    if (d_hidden.data) gradients(hidden, rows.d, begin, n);
+  }
+  void shift_inputs(LossInputs& to, int64_t begin) const {
+    const int64_t K = plan.settings.top_k;
+    to.ids = static_cast<const char*>(in.ids) + begin * K * (in.ids_are_u16 ? 2 : 4);
+    to.log_probs += begin * K;
+    to.tail += begin;
+  }
+  void run_all() const {
+    check_loss_inputs(c, plan.settings, in, plan.R);
+    if (plan.listed) {
+      run(c, list_rows_kernel1, dim3(1), kThreads, list(), reinterpret_cast<int32_t*>(space(plan.total)), in, plan.R);
+      for (const View* v : {&d_hidden, &parts})
+        if (v->data) cudaMemsetAsync(v->data, 0, v->bytes(), c.stream);
+    }
+    if (d_head.data && !x.existing(1)) cudaMemsetAsync(d_head.data, 0, d_head.bytes(), c.stream);
+    for (int64_t begin = 0; begin < plan.R; begin += plan.chunk)
+      chunk(begin, plan.chunk < plan.R - begin ? plan.chunk : plan.R - begin);
+  }
+};
+const View kAbsent;
+
+}  // namespace
+
+size_t head_loss_forward_workspace(const Args& x, const Context&) { return Plan(x, false).bytes; }
+size_t head_loss_backward_workspace(const Args& x, const Context&) { return Plan(x, true).bytes; }
+void head_loss_forward(const Args& x, const Context& c) {
+  HeadLoss{x, c, Plan(x, false), loss_inputs(x, 2, kAbsent), kAbsent, kAbsent, x.out[0]}.run_all();
+}
+void head_loss_backward(const Args& x, const Context& c) {
+  HeadLoss{x, c, Plan(x, true), loss_inputs(x, 2, x.in[7]), x.out[0], x.out[1], x.out[2]}.run_all();
+}
+
+}  // namespace tc::cuda

@@ -1,0 +1,63 @@
+// The rows of the distillation losses, for the ops on logits (loss.cu) and on hidden states (head_loss.cu).
+#pragma once
+#include "common.cuh"
+#include "matmul.cuh"
+
+namespace tc::cuda {
+
+// Scalars of the four ops, in ops.def's order.
+struct LossSettings {
+  int64_t vocab;
+  float temperature, beta, w_ce, w_kl, w_rkl, w_jsd;
+  int64_t top_k;  // 0: a full teacher
+
+  explicit LossSettings(const Args& x)
+      : vocab(x.i(0)),
+        temperature(x.f(1)),
+        beta(x.f(2)),
+        w_ce(x.f(3)),
+        w_kl(x.f(4)),
+        w_rkl(x.f(5)),
+        w_jsd(x.f(6)),
+        top_k(x.i(7)) {}
+  __host__ __device__ bool distils() const { return w_kl != 0 || w_rkl != 0 || w_jsd != 0; }
+  __host__ __device__ bool full_teacher() const { return distils() && !top_k; }
+};
+
+// What an op has for each row: [R] targets, [R] weights, the top-k teacher, [1] seed; each may be null.
+struct LossInputs {
+  const int32_t* targets;
+  const float* weights;
+  const void* ids;  // [R,K] u16 or i32
+  bool ids_are_u16;
+  const float* log_probs;  // [R,K]
+  const float* tail;       // [R]
+  const float* seed;
+
+  // 0 for an ignored row: target -100 or weight 0
+  __device__ float weight(int64_t r) const {
+    if (targets && targets[r] == -100) return 0;
+    return weights ? weights[r] : 1;
+  }
+  __device__ int64_t id(int64_t at) const {
+    return ids_are_u16 ? static_cast<const uint16_t*>(ids)[at] : static_cast<const int32_t*>(ids)[at];
+  }
+};
+LossInputs loss_inputs(const Args& x, int targets, const View& seed);
+// Queues the checks of targets and teacher ids in the rows that are not ignored.
+void check_loss_inputs(const Context& c, const LossSettings& settings, const LossInputs& in, int64_t R);
+
+struct LossRows {
+  LossSettings settings;
+  LossInputs in;
+  Floats student = {}, teacher = {};  // [n, stride]; teacher.data null: none
+  int64_t student_stride = 0, teacher_stride = 0;
+  Floats d = {};  // [n, d_stride] gradient of the student's logits, or null; may be the student's memory, of its type
+  int64_t d_stride = 0, d_columns = 0;  // columns from vocab to d_columns become 0
+  float* parts = nullptr;               // [R,4] or null
+  const int32_t* rows = nullptr;        // [n]: which row of the inputs and of parts each one is; null: its own number
+  RowCount count = {};                  // rows behind it are not looked at
+};
+void loss_rows(const Context& c, const LossRows& rows, int64_t n);
+
+}  // namespace tc::cuda

@@ -1,0 +1,130 @@
+// The matrix product with its epilogues, and the column sum (the bias gradient).
+//
+//   out = epilogue(op(a) · op(b) + bias) + residual;  every sum runs over the inner dimension in order
+#include "kernels.h"
+#include "math.cuh"
+#include "matmul.cuh"
+
+namespace tc::cuda {
+
+namespace {
+
+constexpr int kTile = 64;   // rows and columns of a block's tile
+constexpr int kDepth = 16;  // steps in shared memory at a time
+constexpr int kOwn = 4;     // rows and columns of a thread
+
+// A kDepth x kTile piece of an operand, line by line across threads as it lies in memory; zeros outside.
+template <class T>
+__device__ void load_piece(float (*piece)[kTile + 1], const T* x, int64_t ld, bool steps_are_rows, int64_t line,
+                           int64_t lines, int64_t step, int64_t steps) {
+  for (int k = int(threadIdx.x); k < kTile * kDepth; k += kThreads) {
+    const int i = steps_are_rows ? k % kTile : k / kDepth, s = steps_are_rows ? k / kTile : k % kDepth;
+    const bool inside = line + i < lines && step + s < steps;
+    const int64_t at = steps_are_rows ? (step + s) * ld + line + i : (line + i) * ld + step + s;
+    piece[s][i] = inside ? to_float(x[at]) : 0;
+  }
+}
+
+__device__ void finish(const Product& p, int64_t m, int64_t n, float sum) {
+  const int64_t dense = m * p.N + n, at = m * p.ldo + n;
+  if (p.bias.data) sum += p.bias[n];
+  if (p.pre_out.data) p.pre_out.set(dense, sum);
+  if (p.epilogue == Epilogue::gelu) sum = gelu_of(sum);
+  if (p.epilogue == Epilogue::gelu_backward) sum *= gelu_slope(p.pre[dense]);
+  if (p.residual.data) sum += p.residual[dense];
+  if (p.accumulate) sum += p.out[at];
+  p.out.set(at, sum);
+}
+
+template <class A, class B>
+__global__ void matmul_kernel1(Product p) {
+  __shared__ float a[kDepth][kTile + 1], b[kDepth][kTile + 1];
+  const int64_t M = p.rows.of(p.M), K = p.steps.of(p.K);
+  const int64_t m0 = blockIdx.y * int64_t(kTile), n0 = blockIdx.x * int64_t(kTile);
+  if (m0 >= M) return;
+  const int row = int(threadIdx.x) / 16 * kOwn, column = int(threadIdx.x) % 16;
+  float sum[kOwn][kOwn] = {};
+  for (int64_t k = 0; k < K; k += kDepth) {
+    load_piece(a, static_cast<const A*>(p.a.data), p.lda, p.trans_a, m0, M, k, K);
+    load_piece(b, static_cast<const B*>(p.b.data), p.ldb, !p.trans_b, n0, p.N, k, K);
+    __syncthreads();
+#pragma unroll
+    for (int s = 0; s < kDepth; s++)
+#pragma unroll
+      for (int i = 0; i < kOwn; i++)
+#pragma unroll
+        for (int j = 0; j < kOwn; j++) sum[i][j] += a[s][row + i] * b[s][column + 16 * j];
+    __syncthreads();
+  }
+  for (int i = 0; i < kOwn; i++)
+    for (int j = 0; j < kOwn; j++)
+      if (m0 + row + i < M && n0 + column + 16 * j < p.N) finish(p, m0 + row + i, n0 + column + 16 * j, sum[i][j]);
+}
+
+// A thread a column, a block of rows for each blockIdx.y: partial[block][N].
+constexpr int64_t kSumRows = 64;
+__global__ void column_sum_kernel1(float* partial, Floats x, int64_t R, int64_t N) {
+  const int64_t n = blockIdx.x * int64_t(kThreads) + threadIdx.x, begin = blockIdx.y * kSumRows;
+  if (n >= N) return;
+  float sum = 0;
+  for (int64_t r = begin; r < begin + kSumRows && r < R; r++) sum += x[r * N + n];
+  partial[blockIdx.y * N + n] = sum;
+}
+__global__ void column_sum_sum_kernel1(float* out, const float* partial, int64_t blocks, int64_t N, bool accumulate) {
+  const int64_t n = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  if (n >= N) return;
+  float sum = 0;
+  for (int64_t b = 0; b < blocks; b++) sum += partial[b * N + n];
+  out[n] = accumulate ? out[n] + sum : sum;
+}
+
+int64_t rows_of(const View& v) {
+  int64_t n = 1;
+  for (int d = 0; d < v.rank - 1; d++) n *= v.dim[d];
+  return n;
+}
+
+}  // namespace
+
+void multiply(const Context& c, const Product& p) {
+  const dim3 grid(unsigned(divide_up(p.N, kTile)), unsigned(divide_up(p.M, kTile)));
+  if (p.a.is_bf16)
+    run(c, p.b.is_bf16 ? matmul_kernel1<bf16, bf16> : matmul_kernel1<bf16, float>, grid, kThreads, p);
+  else
+    run(c, p.b.is_bf16 ? matmul_kernel1<float, bf16> : matmul_kernel1<float, float>, grid, kThreads, p);
+}
+
+void matmul(const Args& x, const Context& c) {
+  const View &a = x.in[0], &b = x.in[1];
+  Product p;
+  p.trans_a = x.i(0) != 0;
+  p.trans_b = x.i(1) != 0;
+  p.epilogue = Epilogue(x.i(2));
+  p.accumulate = x.i(4) != 0;
+  p.M = p.trans_a ? a.last() : rows_of(a);
+  p.K = p.trans_a ? rows_of(a) : a.last();
+  p.N = p.ldo = x.out[0].last();
+  p.lda = a.last();
+  p.ldb = b.last();
+  p.a = floats(a);
+  p.b = floats(b);
+  p.out = floats(x.out[0]);
+  p.bias = floats(x.in[2]);
+  p.residual = floats(x.in[3]);
+  p.pre = floats(x.in[4]);
+  if (x.wants(1)) p.pre_out = floats(x.out[1]);
+  multiply(c, p);
+}
+size_t matmul_workspace(const Args&, const Context&) { return 0; }
+
+size_t column_sum_workspace(const Args& x, const Context&) {
+  return size_t(divide_up(rows_of(x.in[0]), kSumRows) * x.in[0].last()) * sizeof(float);
+}
+void column_sum(const Args& x, const Context& c) {
+  const int64_t R = rows_of(x.in[0]), N = x.in[0].last(), blocks = divide_up(R, kSumRows);
+  const unsigned columns = unsigned(divide_up(N, kThreads));
+  run(c, column_sum_kernel1, dim3(columns, unsigned(blocks)), kThreads, x.workspace.f32(), floats(x.in[0]), R, N);
+  run(c, column_sum_sum_kernel1, dim3(columns), kThreads, x.out[0].f32(), x.workspace.f32(), blocks, N, x.existing(0));
+}
+
+}  // namespace tc::cuda

@@ -1,0 +1,39 @@
+// The matrix product that the other families use too.
+#pragma once
+#include "common.cuh"
+
+namespace tc::cuda {
+
+enum class Epilogue : int32_t { none, gelu, gelu_backward };
+
+// A number of rows that only the device knows: min(most, max(0, *total - skip)).
+struct RowCount {
+  const int32_t* total = nullptr;  // null: no limit
+  int64_t skip = 0;
+
+  __device__ int64_t of(int64_t most) const {
+    if (!total) return most;
+    const int64_t left = *total - skip;
+    return left < 0 ? 0 : left < most ? left : most;
+  }
+};
+
+// out[M,N] = epilogue(op(a)[M,K] · op(b)[K,N] + bias) + residual (+ out where accumulate), f32 sums.
+struct Product {
+  int64_t M = 0, N = 0, K = 0;
+  Floats a = {};    // [M,K] with row stride lda, or [K,M] when trans_a
+  Floats b = {};    // [K,N] with row stride ldb, or [N,K] when trans_b
+  Floats out = {};  // [M,N] with row stride ldo
+  int64_t lda = 0, ldb = 0, ldo = 0;
+  bool trans_a = false, trans_b = false, accumulate = false;
+  Epilogue epilogue = Epilogue::none;
+  Floats bias = {};      // [N]
+  Floats residual = {};  // [M,N], row stride N
+  Floats pre = {};       // [M,N], row stride N: the pre-activation of gelu_backward
+  Floats pre_out = {};   // [M,N], row stride N: where gelu keeps its pre-activation
+  RowCount rows = {};    // of out: those behind are not computed
+  RowCount steps = {};   // of the inner dimension
+};
+void multiply(const Context& c, const Product& p);
+
+}  // namespace tc::cuda

@@ -1,0 +1,279 @@
+// The scheduler and the runtime behind include/cuda_runtime.h. One grid at a time, whatever the number of streams.
+#include <cuda_runtime.h>
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+extern char __start_emu_shared[], __stop_emu_shared[];
+
+// emu_switch(from, to) keeps the stack pointer and the registers that a call must not change in *from, and goes on
+// where `to` was kept.
+extern "C" void emu_switch(void** from, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.type emu_switch, @function
+emu_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+constexpr size_t kSaved = 8, kReturn = 6;  // words below the top of a fresh stack; which is where to go on
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.type emu_switch, %function
+emu_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp, #0]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x2, sp
+  str x2, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp, #0]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+)");
+constexpr size_t kSaved = 20, kReturn = 11;
+#else
+#error "the CUDA emulator switches stacks on x86-64 and arm64 only"
+#endif
+
+namespace emu {
+
+namespace {
+
+constexpr size_t kStack = 64 << 10;
+constexpr unsigned kMostThreads = 1024;
+
+enum class State { fresh, ready, at_block_barrier, at_warp_barrier, done };
+
+// A stack, on which one thread runs after the other, and where it goes on.
+struct Fiber {
+  void* here;
+};
+
+struct Thread {
+  State state;
+  Fiber* fiber;
+  unsigned operations;  // warp operations so far: two sets of slots are used in turn
+};
+
+std::mutex one_grid;
+void* scheduler;
+Fiber* current_fiber;
+Thread* current;
+Thread threads[kMostThreads];
+const std::function<void()>* body;
+std::vector<Fiber*> idle;
+uint64_t slot[2][kMostThreads];
+const bool reverse = [] {
+  const char* order = std::getenv("TRAIN_CORE_EMU_ORDER");
+  return order && !std::strcmp(order, "reverse");
+}();
+
+void fiber_main() {
+  for (;;) {
+    (*body)();
+    current->state = State::done;
+    emu_switch(&current_fiber->here, scheduler);
+  }
+}
+
+Fiber* take_fiber() {
+  if (!idle.empty()) {
+    Fiber* f = idle.back();
+    idle.pop_back();
+    return f;
+  }
+  char* stack = static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  void** top = reinterpret_cast<void**>(stack + kStack) - kSaved;
+  top[kReturn] = reinterpret_cast<void*>(fiber_main);
+  return new Fiber{top};
+}
+
+// Runs a thread until it waits or ends.
+void resume(unsigned t) {
+  threadIdx.x = t;
+  current = &threads[t];
+  if (!current->fiber) current->fiber = take_fiber();
+  current_fiber = current->fiber;
+  emu_switch(&scheduler, current_fiber->here);
+  if (current->state != State::done) return;
+  idle.push_back(current->fiber);
+  current->fiber = nullptr;
+}
+
+// Lets the threads [begin, end) go on where all of them wait at the barrier; false where they don't.
+bool release(unsigned begin, unsigned end, State barrier) {
+  for (unsigned t = begin; t < end; t++)
+    if (threads[t].state != barrier) return false;
+  for (unsigned t = begin; t < end; t++) threads[t].state = State::ready;
+  return true;
+}
+
+// false: some threads wait at a barrier that others don't reach
+bool run_block(unsigned count) {
+  std::memset(__start_emu_shared, 0xff, size_t(__stop_emu_shared - __start_emu_shared));
+  for (unsigned t = 0; t < count; t++) threads[t] = {State::fresh, nullptr, 0};
+  for (;;) {
+    bool any = false, all_done = true;
+    for (unsigned k = 0; k < count; k++) {
+      const unsigned t = reverse ? count - 1 - k : k;
+      if (threads[t].state == State::fresh || threads[t].state == State::ready) resume(t), any = true;
+      all_done = all_done && threads[t].state == State::done;
+    }
+    if (all_done) return true;
+    for (unsigned w = 0; w < count; w += 32)
+      any = release(w, w + 32 < count ? w + 32 : count, State::at_warp_barrier) || any;
+    any = release(0, count, State::at_block_barrier) || any;
+    if (!any) return false;
+  }
+}
+
+cudaError_t sticky = cudaSuccess, last = cudaSuccess;
+size_t in_use = 0;
+std::mutex memory_mutex;
+
+cudaError_t note(cudaError_t error) {
+  if (error != cudaSuccess) last = error;
+  return error;
+}
+
+}  // namespace
+
+uint64_t* slots() { return slot[current->operations++ % 2]; }
+
+void wait(Barrier barrier) {
+  current->state = barrier == Barrier::block ? State::at_block_barrier : State::at_warp_barrier;
+  emu_switch(&current_fiber->here, scheduler);
+}
+
+cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
+  if (block.y != 1 || block.z != 1 || block.x == 0 || block.x > kMostThreads || !grid.x || !grid.y || !grid.z)
+    return note(cudaErrorInvalidValue);
+  std::lock_guard<std::mutex> lock(one_grid);
+  if (sticky != cudaSuccess) return note(sticky);
+  body = &thread;
+  gridDim = grid;
+  blockDim = block;
+  for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++)
+        if (!run_block(block.x)) {
+          std::fprintf(stderr, "cuda-emu: block (%u, %u, %u): some threads wait where others never come\n", blockIdx.x,
+                       blockIdx.y, blockIdx.z);
+          return note(sticky = cudaErrorLaunchFailure);
+        }
+  return cudaSuccess;
+}
+
+}  // namespace emu
+
+using namespace emu;
+
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? "unspecified launch failure" : "emulated CUDA error";
+}
+const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "cudaError";
+}
+cudaError_t cudaGetLastError() { return sticky != cudaSuccess ? sticky : std::exchange(last, cudaSuccess); }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device < 2 ? cudaSuccess : note(cudaErrorInvalidDevice); }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+  std::snprintf(p->name, sizeof p->name, "CUDA emulated on a CPU, not a GPU");
+  p->totalGlobalMem = size_t(4) << 30;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *total = size_t(4) << 30;
+  *free = *total - in_use;
+  return cudaSuccess;
+}
+// Blocks lie between inaccessible pages and end at one (but for alignment to 64): what is written past them stops the
+// process.
+cudaError_t cudaMalloc(void** data, size_t bytes) {
+  const size_t page = 4096, rounded = (bytes + 63) / 64 * 64, pages = (rounded + page - 1) / page * page;
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  if (in_use + pages > size_t(4) << 30) return note(cudaErrorMemoryAllocation);
+  char* all =
+      static_cast<char*>(mmap(nullptr, pages + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (all == MAP_FAILED) return note(cudaErrorMemoryAllocation);
+  std::memset(all, 0xff, page);  // NaN, for what is never written
+  std::memcpy(all, &pages, sizeof pages);
+  mprotect(all, page, PROT_READ);
+  mprotect(all + page + pages, page, PROT_NONE);
+  std::memset(all + page, 0xff, pages);
+  in_use += pages;
+  *data = all + page + pages - rounded;
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* data) {
+  if (!data) return cudaSuccess;
+  const size_t page = 4096;
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  char* all = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(data) / page * page) - page;
+  size_t pages;
+  std::memcpy(&pages, all, sizeof pages);
+  in_use -= pages;
+  munmap(all, pages + 2 * page);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** data, size_t bytes) { return *data = std::calloc(1, bytes), cudaSuccess; }
+cudaError_t cudaFreeHost(void* data) { return std::free(data), cudaSuccess; }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (bytes) std::memmove(to, from, bytes);
+  return note(sticky);
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  if (bytes) std::memset(data, value, bytes);
+  return note(sticky);
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return note(sticky); }

@@ -1,0 +1,35 @@
+// The op tests on CUDA's plain kernels, emulated on a CPU; not run on a GPU. Each file in a process of its own, with the threads of a block
+// in order and backwards: the results must be the same, bit for bit.
+import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'node:test'
+import { inChild } from '../devices.js'
+import { noStandIn, standIn } from './build.js'
+
+const folder = path.join(import.meta.dirname, '../ops')
+const files = readdirSync(folder).filter(name => name.endsWith('.test.js') && name !== 'targets.test.js')
+let library = ''
+
+test('csrc/cuda builds with the C++ compiler', { skip: noStandIn }, () => {
+  library = standIn('train_core_cuda_emu')
+  assert.ok(files.length >= 10, `found ${files.join(', ')}`)
+})
+
+for (const file of files)
+  test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
+    const digests = new Set<string>()
+    for (const order of ['forward', 'reverse']) {
+      const env = {
+        TRAIN_CORE_CUDA_LIBRARY: library,
+        TRAIN_CORE_TEST_DEVICES: 'cuda',
+        TRAIN_CORE_TEST_QUICK: '1',
+        TRAIN_CORE_EMU_ORDER: order,
+      }
+      const ran = await inChild(env, path.join(folder, file))
+      assert.ok(ran.tests > 0, `${file} ran no test through forEachDevice()`)
+      assert.equal(ran.isa, 'cuda')
+      digests.add(ran.digest)
+    }
+    assert.equal(digests.size, 1, `${file}: results depend on the order of threads`)
+  })

@@ -1,0 +1,156 @@
+// How the addon finds, refuses and uses a CUDA library, on machines without a GPU: each case in a process of its own, which sees the stub
+// of stub.cc.
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import path from 'node:path'
+import { before, describe, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { backends, device } from '../../lib/device.js'
+import { gelu } from '../../lib/ops/elementwise.js'
+import { NEW, run, Tensor } from '../../lib/tensor.js'
+import { noStandIn, standIn } from '../cuda-emu/build.js'
+
+type Outcome = Record<string, unknown>
+const outcome = (error: unknown): Outcome => ({
+  code: (error as { code: string }).code,
+  message: (error as Error).message,
+})
+async function rejected(promise: Promise<unknown>): Promise<Outcome> {
+  return promise.then(() => ({}), outcome)
+}
+function thrown(body: () => unknown): Outcome {
+  try {
+    body()
+    return {}
+  } catch (error) {
+    return outcome(error)
+  }
+}
+
+// What a child process does; its result is printed as JSON.
+const cases: Record<string, () => unknown> = {
+  status: () => ({ ...backends().find(backend => backend.name === 'cuda'), open: thrown(() => device('cuda')) }),
+  async use() {
+    const open = device('cuda')
+    const [a, b] = [1, 2].map(value => Tensor.from(Float32Array.of(value, 10 * value), [2], { device: open }))
+    const [sum] = run('add', [a!, b!], [NEW])
+    return {
+      name: open.name,
+      same: device('cuda:0') === open || device('cuda:0').index === open.index,
+      sum: [...(await sum!.read())],
+    }
+  },
+  index: () => ({
+    second: device('cuda:1').name,
+    third: thrown(() => device('cuda:2')),
+    wrong: thrown(() => device('cuda:x')),
+  }),
+  async late() {
+    const x = Tensor.from(Float32Array.of(1, 2), [2], { device: device('cuda') })
+    const y = gelu(x)
+    const [z] = run('add', [x, y], [NEW])
+    const first = await rejected(z!.read())
+    const [again] = run('add', [x, x], [NEW])
+    return { first, again: [...(await again!.read())] }
+  },
+  async queue() {
+    const x = Tensor.from(Float32Array.of(1, 2), [2], { device: device('cuda') })
+    return rejected(run('scale', [x], [NEW], [2])[0]!.read())
+  },
+  unsupported: () => {
+    const x = Tensor.from(Float32Array.of(1, 2), [2], { device: device('cuda') })
+    return thrown(() => run('gelu_backward', [x, x], [NEW]))
+  },
+  memory: () => thrown(() => Tensor.empty([1 << 23], { device: device('cuda') })),
+}
+
+const file = fileURLToPath(import.meta.url)
+const asked = process.env.TRAIN_CORE_STUB_CASE
+if (asked) {
+  process.stdout.write(`RESULT ${JSON.stringify(await cases[asked]!())}\n`)
+} else {
+  let library = ''
+  function child(name: string, env: Record<string, string> = {}): Outcome {
+    const childEnv: NodeJS.ProcessEnv = {
+      ...process.env,
+      TRAIN_CORE_STUB_CASE: name,
+      TRAIN_CORE_CUDA_LIBRARY: library,
+      ...env,
+    }
+    delete childEnv.NODE_TEST_CONTEXT // else it would speak the runner's binary protocol
+    const { stdout, stderr } = spawnSync(process.execPath, [file], { env: childEnv, encoding: 'utf8' })
+    const result = /^RESULT (.*)$/m.exec(stdout)?.[1]
+    assert.ok(result, `the child ended without a result: ${stdout}${stderr}`)
+    return JSON.parse(result) as Outcome
+  }
+  const refused = (status: Outcome, reason: RegExp): void => {
+    assert.equal(status.available, false)
+    assert.match(status.reason as string, reason)
+    const open = status.open as { code: string; message: string }
+    assert.equal(open.code, 'ERR_DEVICE')
+    assert.ok(open.message.startsWith(`cuda: ${status.reason}`), open.message)
+  }
+
+  describe('the CUDA library', { skip: noStandIn }, () => {
+    before(() => {
+      library = standIn('train_core_cuda_stub')
+    })
+
+    test('that is not there is a reason, not an error', () => {
+      const nowhere = path.join(path.dirname(library), 'nowhere.so')
+      refused(
+        child('status', { TRAIN_CORE_CUDA_LIBRARY: nowhere }),
+        /could not be opened: .*nowhere\.so.*; help: build it/,
+      )
+    })
+    test('that is another one is refused', () => {
+      const other = path.join(path.dirname(library), 'train_core.node')
+      refused(child('status', { TRAIN_CORE_CUDA_LIBRARY: other }), /has no train_core_cuda_api: it is not train-core's/)
+    })
+    for (const [fault, reason] of [
+      ['abi', /is of another build \(interface 2, version unknown\); wanted: interface 1.*; help: rebuild/],
+      ['args', /is of another build/],
+      ['version', /is of another build \(interface 1, version 0\.0\.0\); wanted: interface 1, version/],
+      ['no-device', /^the stub has no device$/],
+    ] as const)
+      test(`with the fault ${fault} is refused, and says why`, () =>
+        refused(child('status', { TRAIN_CORE_STUB: fault }), reason))
+
+    test('that fits makes a device, which computes', () => {
+      const { available, missing } = child('status') as { available: boolean; missing: string }
+      assert.ok(available)
+      const ops = missing.split(' ')
+      assert.ok(ops.includes('matmul') && !ops.includes('add'))
+      assert.deepEqual(child('use'), { name: 'cuda', same: true, sum: [3, 30] })
+    })
+    test('opens devices by number, and says how many there are', () => {
+      const { second, third, wrong } = child('index') as Record<string, { code: string; message: string }>
+      assert.equal(second, 'cuda:1')
+      assert.equal(third!.code, 'ERR_DEVICE')
+      assert.match(third!.message, /cuda:2 is not there: this machine has 2 CUDA devices, counted from 0/)
+      assert.equal(wrong!.code, 'ERR_ARGUMENT')
+    })
+    test('that can not open its device says why', () => {
+      const { available, open } = child('status', { TRAIN_CORE_STUB: 'open' })
+      assert.ok(available)
+      assert.deepEqual(open, { code: 'ERR_DEVICE', message: 'cuda:0: the stub does not open' })
+    })
+    test('reports what failed later once, by the name of its op', () => {
+      const { first, again } = child('late')
+      assert.deepEqual(first, { code: 'ERR_DATA', message: '[gelu_forward] found out later' })
+      assert.deepEqual(again, [2, 4])
+    })
+    test('reports what could not be queued', () =>
+      assert.deepEqual(child('queue'), { code: 'ERR_DEVICE', message: '[scale] could not be queued' }))
+    test('that lacks an op says so at the call', () => {
+      const { code, message } = child('unsupported') as { code: string; message: string }
+      assert.equal(code, 'ERR_UNSUPPORTED')
+      assert.match(message, /\[gelu_backward\] the cuda backend has no kernel for it/)
+    })
+    test('that is out of memory names sizes', () => {
+      const { code, message } = child('memory') as { code: string; message: string }
+      assert.equal(code, 'ERR_MEMORY')
+      assert.match(message, /cuda:0: out of memory: need 32\.0 MiB, have 32\.0 MiB/)
+    })
+  })
+}
