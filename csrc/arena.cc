@@ -86,6 +86,7 @@ void Arena::release(Storage* s) {
   if (s->pool) {
     s->pool->free_blocks[s->capacity].push_back(s->data);
     live_ = s->pool->ended ? live_ + s->capacity - s->bytes : live_ - s->bytes;  // an ended pool stays held
+    peak_ = std::max(peak_, live_);
   } else {
     free_[s->capacity].push_back(s->data);
     live_ -= s->bytes;
