@@ -3,7 +3,7 @@ import { createRng, setRngStep } from '../ops/random.js'
 import { sample } from '../ops/sample.js'
 import { noGrad } from '../tape.js'
 import { scope, Tensor } from '../tensor.js'
-import type { GPT2, KVCache } from './gpt2.js'
+import { type GPT2, type KVCache, tokenIds } from './gpt2.js'
 
 /** How text is continued. */
 export interface GenerateOptions {
@@ -54,7 +54,7 @@ export async function* generate(
   try {
     cache = model.createCache(1, prompt.length + count)
     const choose = { vocab: vocabSize, temperature, topK, topP, stream: SAMPLE_STREAM }
-    let next = Int32Array.from(prompt)
+    let next = tokenIds(prompt)
     let past = 0
     for (let made = 0; made < count; made++) {
       if (signal?.aborted) throw new TrainCoreError('ERR_ABORTED', 'generation was aborted', { cause: signal.reason })

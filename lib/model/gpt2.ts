@@ -199,7 +199,7 @@ export class GPT2 {
       throw new TrainCoreError('ERR_SHAPE', 'logits() takes one or more rows of tokens, all of one length >= 1')
     const flat = new Int32Array(B * T)
     tokens.forEach((row, b) => {
-      flat.set(row, b * T)
+      flat.set(tokenIds(row), b * T)
     })
     const out = noGrad(() =>
       scope(() => {
@@ -232,4 +232,12 @@ export class GPT2 {
         `the model has ${this.config.positions} positions; got a sequence of ${length} tokens`,
       )
   }
+}
+
+/** Token ids as a tensor takes them. @throws TrainCoreError ERR_ARGUMENT for what is no integer */
+export function tokenIds(ids: readonly number[] | Int32Array): Int32Array {
+  if (ids instanceof Int32Array) return ids
+  const at = ids.findIndex(id => !Number.isInteger(id))
+  if (at >= 0) throw new TrainCoreError('ERR_ARGUMENT', `token ids are integers; got ${ids[at]} at ${at}`)
+  return Int32Array.from(ids)
 }

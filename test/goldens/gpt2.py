@@ -191,46 +191,62 @@ def golden_distill(student_name, teacher_name, **given):
     return result
 
 
-def golden_curve(distilled):
+def curve_weights(micro, count):
+    """Weights of a micro-batch's rows, some of them 0."""
+    weights = values(f"curve/{micro}/weights", [count], 0.0, 2.0)
+    weights[torch.tensor(word(f"curve/{micro}/unweighted", count) % 4 == 0)] = 0.0
+    return weights
+
+
+def golden_curve(teacher_name=None, weighted=False):
     """Ten optimizer steps of two micro-batches each, the tokens in their order."""
     B, T, accumulation, steps, vocab = 2, 16, 2, 10, 257
     student = make_model("small", MODELS["small"])
-    teacher = make_model("teacher", MODELS["teacher"])
+    trained = list(student.parameters())
+    projection = None
+    if teacher_name:
+        teacher = make_model(teacher_name, MODELS[teacher_name])
+        widths = [MODELS["small"][2], MODELS[teacher_name][2]]
+        if widths[0] != widths[1]:
+            projection = values("projection", widths, -0.25, 0.25).requires_grad_()
+            trained.append(projection)
     options = {"temperature": 2, "kl": 5, "rkl": 0, "jsd": 0, "beta": 0.5, "ce": 2, "cos": 1}
     text = tokens("curve", 256, vocab)  # shorter than the ten steps: the text comes round
     settings = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weightDecay": 0.1, "gradClip": 1.0}
-    decayed = [p for p in student.parameters() if p.dim() >= 2]
-    plain = [p for p in student.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": settings["weightDecay"]}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings["weightDecay"]},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
     betas = (settings["beta1"], settings["beta2"])
     optimizer = torch.optim.AdamW(groups, lr=settings["lr"], betas=betas, eps=settings["eps"])
     history = {"loss": [], "norm": []}
-    row = 0
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
+        micros = range(step * accumulation, (step + 1) * accumulation)
+        weights = [curve_weights(k, B * T) if weighted else torch.ones(B * T).double() for k in micros]
+        W = sum(w.sum() for w in weights)
         total = 0.0
-        for _ in range(accumulation):
-            at = torch.arange(B)[:, None] * T + torch.arange(T + 1) + row * T
-            row += B
+        for k, w in zip(micros, weights):
+            at = (torch.arange(B)[:, None] + k * B) * T + torch.arange(T + 1)
             ids = text[at % len(text)]
             hidden, logits = hidden_and_logits(student, ids[:, :-1])
             targets = ids[:, 1:].flatten()
-            if distilled:
+            if teacher_name:
                 with torch.no_grad():
                     taught = hidden_and_logits(teacher, ids[:, :-1])
-                rows = parts((hidden, logits), taught, targets, options, None)
+                rows = parts((hidden, logits), taught, targets, options, projection)
                 losses = sum(options[key] * part for key, part in rows.items())
             else:
                 losses = F.cross_entropy(logits, targets, reduction="none")
-            loss = losses.sum() / (accumulation * B * T)
+            loss = (w * losses).sum() / W
             loss.backward()
             total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), settings["gradClip"])
+        norm = torch.nn.utils.clip_grad_norm_(trained, settings["gradClip"])
         optimizer.step()
         history["loss"].append(digits(total, 10))
         history["norm"].append(digits(norm, 8))
     sizes = {"B": B, "T": T, "accumulation": accumulation, "steps": steps, "tokens": len(text)}
-    return {"student": "small", "teacher": "teacher", "options": options} | sizes | settings | history
+    return {"student": "small", "teacher": teacher_name, "options": options} | sizes | settings | history
 
 
 def golden_tiny():
@@ -267,7 +283,11 @@ def main():
             golden_distill("small", "teacher", jsd=1, beta=0.3),
             golden_distill("small", "teacher", kl=1, rkl=0.5, jsd=2, beta=0.3, ce=0.7, cos=0.4, temperature=1.5),
         ],
-        "curves": {"pretrain": golden_curve(False), "distill": golden_curve(True)},
+        "curves": {
+            "pretrain": golden_curve(),
+            "distill": golden_curve("teacher"),
+            "projected": golden_curve("wide_teacher", weighted=True),
+        },
         "tiny": golden_tiny(),
     }
     (HERE / "gpt2.json").write_text(json.dumps(golden) + "\n")

@@ -57,6 +57,20 @@ forEachDevice(
   },
 )
 
+onEachDevice('a cache takes no more than it has room for', async () => {
+  const model = formulaModel('deep')
+  const feed = async (room: number, past: number, count: number): Promise<void> => {
+    const cache = model.createCache(1, room)
+    cache.past.write([past])
+    await model.hiddenCached(Tensor.zeros([1, count], { dtype: 'i32' }), cache).read()
+  }
+  await feed(5, 4, 1)
+  await assert.rejects(feed(5, 5, 1), { code: 'ERR_ARGUMENT', message: /holds 5 positions; got 1 more after 5/ })
+  await assert.rejects(feed(5, 3, 3), { code: 'ERR_ARGUMENT', message: /holds 5 positions; got 3 more after 3/ })
+  await assert.rejects(feed(48, 48, 1), { code: 'ERR_DATA', message: /position 48 .* outside the 48 positions/ })
+  await assert.rejects(feed(49, 0, 1), { code: 'ERR_SHAPE', message: /48 positions; got a sequence of 49 tokens/ })
+})
+
 onEachDevice('greedy text is the largest logit each time, to the last position and no further', async () => {
   const model = formulaModel('deep')
   const ids = [...PROMPT]
@@ -123,6 +137,8 @@ onEachDevice('what cannot be is refused, and names what was wanted', async () =>
     assert.rejects(tokensOf(model, options, prompt), { code: 'ERR_ARGUMENT', message })
   await refused({}, /at least one token; got none/, [])
   await refused({}, /48 positions; got a prompt of 48 tokens/, Array<number>(48).fill(1))
+  await refused({}, /token ids are integers; got 1.5 at 1/, [1, 1.5])
+  await refused({}, /token ids are integers; got NaN at 0/, [Number.NaN])
   await refused({ maxTokens: -1 }, /maxTokens must be an integer of 0 or more; got -1/)
   await refused({ maxTokens: 1.5 }, /maxTokens .* got 1.5/)
   await refused({ seed: -1 }, /seed .* got -1/)

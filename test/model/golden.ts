@@ -40,7 +40,7 @@ export interface GoldenDistill extends GoldenBatch {
 /** Losses and gradient norms of some optimizer steps. */
 export interface GoldenCurve {
   student: string
-  teacher: string
+  teacher: string | null
   options: DistillWeights
   B: number
   T: number
@@ -61,7 +61,7 @@ export interface GoldenCurve {
 interface Golden {
   models: Record<string, GoldenModel>
   distill: GoldenDistill[]
-  curves: Record<'pretrain' | 'distill', GoldenCurve>
+  curves: Record<'pretrain' | 'distill' | 'projected', GoldenCurve>
   tiny: { prompt: number[]; continuation: number[]; logits: number[] }
 }
 
@@ -144,6 +144,12 @@ export function formulaBatch(
     if (unweighted(r) % 8 === 0 || targets[r] === -100) weights[r] = 0
   }
   return { inputs, targets, weights, W: weights.reduce((a, b) => a + b) }
+}
+
+/** The weights of a curve's micro-batch, some of them 0. */
+export function curveWeights(micro: number, count: number): Float32Array {
+  const unweighted = wordOf(`curve/${micro}/unweighted`)
+  return formulaValues(`curve/${micro}/weights`, count, 0, 2).map((w, r) => (unweighted(r) % 4 === 0 ? 0 : w))
 }
 
 /** The relative error of a gradient, from its sketch: that of its norm, or the mean error of its sums, whichever is larger. */

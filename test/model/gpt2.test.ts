@@ -200,6 +200,7 @@ onEachDevice('wrong tokens are errors that say so', async () => {
   await assert.rejects(model.logits([[1, 2], [3]]), { code: 'ERR_SHAPE', message: /all of one length/ })
   const long = Array<number>(33).fill(1)
   await assert.rejects(model.logits([long]), { code: 'ERR_SHAPE', message: /has 32 positions; got .* 33 tokens/ })
+  await assert.rejects(model.logits([[1, 0.5]]), { code: 'ERR_ARGUMENT', message: /integers; got 0.5 at 1/ })
   await assert.rejects(model.logits([[1, 61]]), { code: 'ERR_DATA', message: /61/ })
   await assert.rejects(model.logits([[-1]]), { code: 'ERR_DATA', message: /-1/ })
   assert.equal((await model.logits([long.slice(1)])).length, 32 * 61)

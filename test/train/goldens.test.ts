@@ -4,14 +4,17 @@ import { rmSync, writeFileSync } from 'node:fs'
 import { mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { type Batch, BatchSource, TokenDataset } from '../../lib/data/index.js'
 import { scope, Tensor } from '../../lib/tensor.js'
 import type { StepRow } from '../../lib/train/hooks.js'
 import { distillObjective, PART_NAMES } from '../../lib/train/objectives.js'
 import type { TrainOptions } from '../../lib/train/options.js'
 import { distill, pretrain } from '../../lib/train/run.js'
-import { noteBits, type Precision } from '../close.js'
+import { Trainer } from '../../lib/train/trainer.js'
+import { assertSame, noteBits, type Precision } from '../close.js'
 import { forEachDevice, onEachDevice } from '../devices.js'
 import {
+  curveWeights,
   formulaBatch,
   formulaModel,
   formulaTokens,
@@ -102,7 +105,7 @@ async function follow(
   const hooks = { onStep: (row: StepRow) => void rows.push(row) }
   const student = await saved(want.student)
   if (kind === 'pretrain') await pretrain({ ...options, model: student }, hooks)
-  else await distill({ ...options, ...want.options, teacher: await saved(want.teacher), student }, hooks)
+  else await distill({ ...options, ...want.options, teacher: await saved(want.teacher!), student }, hooks)
   noteBits(rows.flatMap(row => [row.loss, row.grad_norm]))
   return rows
 }
@@ -135,3 +138,30 @@ for (const kind of ['pretrain', 'distill'] as const) {
     }
   })
 }
+
+forEachDevice('ten steps with weighted tokens and a projection between the widths', async (_device, precision) => {
+  const want = golden.curves.projected
+  const { B, T, accumulation, options } = want
+  const student = formulaModel(want.student, { precision })
+  const teacher = formulaModel(want.teacher!, { precision })
+  const untouched = await teacher.parameters.master.toFloat32()
+  const objective = distillObjective(student, teacher, options)
+  objective.extra!.write('projection.weight', formulaValues('projection', 32 * 48, -0.25, 0.25))
+  objective.extra!.syncCompute()
+  const sizes = { batchSize: B, seqLen: T, gradAccum: accumulation, packDocuments: false, seed: 0 }
+  const trainer = new Trainer(student, objective, { ...want, ...sizes })
+  const data = TokenDataset.fromIds(formulaTokens('curve', want.tokens, 257), 256)
+  const source = new BatchSource(data, { batchSize: B, seqLen: T, order: 'sequential' })
+  for (let step = 0; step < want.steps; step++) {
+    const batches: Batch[] = []
+    for (let k = step * accumulation; k < (step + 1) * accumulation; k++)
+      batches.push({ ...(await source.next()), weights: curveWeights(k, B * T) })
+    const { loss, gradNorm } = await trainer.step(batches, step, want.lr)
+    noteBits([loss, gradNorm])
+    assertNear(loss, want.loss[step]!, CURVE_BOUNDS[precision].loss, `loss of step ${step}`)
+    assertNear(gradNorm, want.norm[step]!, CURVE_BOUNDS[precision].norm, `norm of step ${step}`)
+  }
+  assertSame(await teacher.parameters.master.toFloat32(), untouched, "the teacher's weights")
+  assert.equal(teacher.parameters.gradients, null)
+  trainer.free()
+})
