@@ -3,7 +3,7 @@ import { fileError } from '../durable-file.js'
 import { TrainCoreError } from '../errors.js'
 import { camelCase, kebabCase, type Options, type Values } from './options.js'
 import { nearest, UsageError } from './usage.js'
-import { checkedValue } from './values.js'
+import { checkedValue, shown } from './values.js'
 
 /** A top-level key of a configuration file. */
 interface Entry {
@@ -13,14 +13,19 @@ interface Entry {
   readonly line: number
 }
 
+/** Keys that the config.json of a run has beside options: a run can be had again with `--config runs/a/config.json --out runs/b`. */
+const OF_A_RUN = ['command', 'model_config']
+
 /**
  * Reads a configuration file: JSON where its name ends so, else YAML. Keys are the command's flags without dashes; `batchSize` and
  * `batch_size` stand for `batch-size`.
  *
+ * @param command that the options are for
+ *
  * @throws UsageError naming file, line and option for an unknown key (with the nearest known one), a wrong type, a syntax error;
  *   TrainCoreError ERR_FILE where it can't be read
  */
-export async function readConfigFile(file: string, options: Options): Promise<Values> {
+export async function readConfigFile(file: string, options: Options, command: string): Promise<Values> {
   const text = await readFile(file, 'utf8').catch((cause: unknown) => {
     throw fileError(`cannot read --config ${file}`, cause)
   })
@@ -29,6 +34,11 @@ export async function readConfigFile(file: string, options: Options): Promise<Va
   for (const { key, value, line } of entries) {
     const name = kebabCase(key)
     const place = line ? `${file}:${line}` : file
+    if (key === 'command' && value !== command)
+      throw new UsageError(
+        `${place}: these are options of the command ${shown(value)}, not of ${command || 'the main job'}`,
+      )
+    if (OF_A_RUN.includes(key)) continue
     const option = Object.hasOwn(options, name) && name !== 'config' ? options[name] : undefined
     if (!option) {
       const known = Object.keys(options).filter(each => each !== 'config')

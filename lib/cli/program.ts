@@ -125,7 +125,7 @@ async function collectValues(
     if (option.kind === 'flag') raw = typedFlag(name, args, raw)
     flags[camelCase(name)] = checkedValue(option, raw, true, `--${name}`)
   }
-  const file = flags.config === undefined ? {} : await readConfigFile(flags.config as string, options)
+  const file = flags.config === undefined ? {} : await readConfigFile(flags.config as string, options, command.name)
   return { ...file, ...flags }
 }
 

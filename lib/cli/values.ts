@@ -53,7 +53,8 @@ function number(raw: unknown, typed: boolean): number | undefined {
   return isDecimal ? Number(raw) : undefined
 }
 
-function shown(raw: unknown): string {
+/** A value in a message. */
+export function shown(raw: unknown): string {
   if (raw === '') return 'nothing'
   const text = typeof raw === 'string' ? raw : (JSON.stringify(raw) ?? String(raw))
   return text.length > 100 ? `${text.slice(0, 97)}...` : text
