@@ -48,7 +48,9 @@ const HEAD = [
 ]
 
 function lineOf(row: Row): string[] {
-  const rivals = row.rivals.map(r => `${r.rival}${r.mode ? ` ${r.mode}` : ''} ${r.ratio.toFixed(2)}`)
+  const rivals = row.rivals.map(
+    r => `${r.rival}${r.mode ? ` ${r.mode}` : ''} ${r.ratio.toFixed(2)} (cpu ${r.cpu_ratio.toFixed(2)})`,
+  )
   return [
     row.name,
     short(row.median_ms),

@@ -17,6 +17,8 @@ export interface RivalRow {
   median_ms: number
   /** their time / ours, median over the pairs */
   ratio: number
+  /** the same of processor time, which other work on the machine disturbs less; threads that spin while they wait count */
+  cpu_ratio: number
   pairs: number
 }
 
@@ -24,6 +26,8 @@ export interface RivalRow {
 export interface Rival extends Timed {
   readonly name: string
   readonly mode: string
+  /** ms of processor time of the last run, where that was in another process */
+  readonly lastCpuMs?: number
   close(): Promise<void> | void
 }
 
@@ -36,27 +40,50 @@ const TURN_MS = 60
 /** Between turns, so that the other's threads stop spinning. */
 const PAUSE_MS = 40
 
+/** One turn: ms and ms of processor time for one unit of work. */
+async function turn(side: Timed & Pick<Rival, 'lastCpuMs'>, count: number): Promise<{ ms: number; cpu: number }> {
+  const start = process.cpuUsage()
+  const ms = await timeOnce(side, count)
+  const { user, system } = process.cpuUsage(start)
+  return { ms: ms / count, cpu: (side.lastCpuMs ?? (user + system) / 1000) / count }
+}
+
 /** Ours, theirs, ours, theirs: what disturbs the machine disturbs both. */
 export async function compare(ours: Timed, rival: Rival): Promise<RivalRow> {
-  const times: [number[], number[]] = [[], []]
   const sides = [ours, rival]
+  const turns: Awaited<ReturnType<typeof turn>>[][] = [[], []]
   const counts: number[] = []
   for (const side of sides) counts.push(Math.max(1, Math.round(((await calibrate(side)) * TURN_MS) / SAMPLE_MS)))
   let pairs = PAIRS
   for (let pair = 0; pair < pairs; pair++) {
     for (const [k, side] of sides.entries()) {
       await sleep(PAUSE_MS)
-      times[k].push((await timeOnce(side, counts[k])) / counts[k])
+      turns[k].push(await turn(side, counts[k]))
     }
-    if (times[0][0] + times[1][0] > LONG_MS) pairs = LONG_PAIRS
+    if (turns[0][0].ms + turns[1][0].ms > LONG_MS) pairs = LONG_PAIRS
   }
-  return { rival: rival.name, mode: rival.mode, median_ms: median(times[1]), ratio: pairedRatio(...times), pairs }
+  const [mine, theirs] = turns
+  return {
+    rival: rival.name,
+    mode: rival.mode,
+    median_ms: median(theirs.map(one => one.ms)),
+    ratio: pairedRatio(
+      mine.map(one => one.ms),
+      theirs.map(one => one.ms),
+    ),
+    cpu_ratio: pairedRatio(
+      mine.map(one => one.cpu),
+      theirs.map(one => one.cpu),
+    ),
+    pairs,
+  }
 }
 
 /** PyTorch in a process of its own (bench/rivals/torch_rival.py), by the Python that TRAIN_CORE_PYTHON names. */
 export class TorchRival implements Rival {
   readonly name: string
   mode = ''
+  lastCpuMs = 0
   readonly #child: ChildProcess
   readonly #lines: AsyncIterator<string>
   readonly #reader: Interface
@@ -96,7 +123,7 @@ export class TorchRival implements Rival {
   }
 
   async run(count: number): Promise<void> {
-    await this.#ask({ run: count })
+    this.lastCpuMs = Number((await this.#ask({ run: count })).cpu_ms)
   }
 
   async #ask(request: object): Promise<Record<string, unknown>> {

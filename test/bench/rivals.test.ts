@@ -20,7 +20,7 @@ function standIn(): string {
     require('node:readline').createInterface({ input: process.stdin }).on('line', line => {
       const request = JSON.parse(line)
       if (request.run === 99) process.exit(3)
-      const answer = !request.prepare ? { ms: 1 } : request.prepare.op === 'add' ? { absent: 'no' } : { mode: 'compile', ms: {} }
+      const answer = !request.prepare ? { ms: 1, cpu_ms: 500 } : request.prepare.op === 'add' ? { absent: 'no' } : { mode: 'compile', ms: {} }
       setTimeout(() => process.stdout.write(JSON.stringify(answer) + '\\n'), request.run ? 2 * request.run : 0)
     })\n`
   writeFileSync(file, lines)
@@ -55,6 +55,7 @@ test('rivals that are there are compared; the environment names the Python', asy
     const [row] = await compareAll({ ...matmul, op: 'gelu_forward' }, ours, 1, 2)
     assert.equal(`${row.rival} ${row.mode}`, 'pytorch 9.9 compile')
     assert.ok(row.ratio > 0.25 && row.ratio < 1, `${row.ratio}`) // 2 ms to 4
+    assert.ok(row.cpu_ratio > 3, `${row.cpu_ratio}`) // it says that it was busy; ours slept
     assert.equal((await compareAll(add, ours, 1, 2)).length, 0)
   } finally {
     if (before === undefined) delete process.env.TRAIN_CORE_PYTHON
