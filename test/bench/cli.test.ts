@@ -5,6 +5,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { after, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import type { Profile } from '../../bench/profile-command.js'
 import type { Row } from '../../bench/runner.js'
 import type { Peaks } from '../../bench/statistics.js'
 
@@ -89,4 +90,17 @@ test('--list names the cases and measures nothing; a wrong word is a usage error
     assert.match(wrong.err, /^bench: /)
   }
   assert.equal((await bench(['no_such_case', '--list'])).code, 1)
+})
+
+test('profile: ranked tables, a trace and a JSON file', async () => {
+  const [trace, json] = [path.join(folder, 'trace.json'), path.join(folder, 'profile.json')]
+  const model = ['--model', 'L=1,H=2,C=32,V=300,T=32', '--batch-size', '2', '--seq-len', '32']
+  const { code, out, err } = await bench(['profile', ...model, '--trace', trace, '--json', json])
+  assert.equal(code, 0, err)
+  assert.match(out, /Heaviest in time[\s\S]*backward matmul wgrad[\s\S]*Heaviest in space[\s\S]*tokens\/s/)
+  const { traceEvents } = JSON.parse(readFileSync(trace, 'utf8')) as { traceEvents: { name: string }[] }
+  assert.ok(traceEvents.some(event => event.name === 'attention_backward'))
+  const profile = JSON.parse(readFileSync(json, 'utf8')) as Profile
+  assert.ok(profile.groups[0].ms >= profile.groups[1].ms && profile.kernel_ms <= profile.step_ms)
+  assert.equal((await bench(['profile', '--model', 'no-such-model'])).code, 1)
 })
