@@ -60,9 +60,9 @@ void for_segments(int64_t columns, Body&& body) {
 
 int64_t id_at(const View& ids, int64_t k) { return ids.dtype == DType::u16 ? ids.as<uint16_t>()[k] : ids.i32()[k]; }
 
-// Sums of one row: log sum exp(x/T) = shift + log(sum), and the same of CE's softmax with shift_1, sum_1.
+// Sums of one row: log sum exp(x/T) = high/T + log(sum), and for CE's softmax log sum exp(x) = high + log(sum_1).
 struct Norm {
-  float shift, shift_1;
+  float high;
   double sum = 0, sum_1 = 0;
 };
 // hidden(segment, at, n): the columns as they count, e.g. with some masked; may be the segment itself
@@ -73,8 +73,8 @@ Norm normalise(const Logits& x, int64_t columns, float scale, LossCe ce, Hidden&
     const float part = vmath().max(hidden(read(x, at, n, buffer), at, n), n);
     if (!(part <= high)) high = part;
   });
-  Norm norm{high * scale, ce == kCeSame ? high * scale : ce == kCeSquare ? 2 * (high * scale) : high};
-  const LossSweep p{.scale = scale, .shift_s = norm.shift, .shift_1 = norm.shift_1};
+  Norm norm{high};
+  const LossSweep p{.scale = scale, .high_s = high};
   for_segments(columns, [&](int64_t at, int64_t n) {
     float sums[2];
     sweeps().sums[ce](hidden(read(x, at, n, buffer), at, n), n, &p, sums);
@@ -129,11 +129,11 @@ struct Factors {
 void add(double (&to)[4], const LossValues& v) { to[0] += v.kl, to[1] += v.rkl, to[2] += v.jsd_t, to[3] += v.jsd_s; }
 
 // The terms between two rows of logits, and, where d is not null, their gradient and that of CE (factor a_1 of exp(s -
-// shift_1)).
+// high)).
 Terms distil(const Logits& s, const Norm& of_s, const Logits& t, int64_t columns, float scale, float beta,
              const Factors& f, LossCe ce, float a_1, const Gradient* d) {
   const Norm of_t = normalise(t, columns, scale, kCeNone);
-  LossSweep p{.scale = scale, .shift_s = of_s.shift, .shift_t = of_t.shift, .shift_1 = of_s.shift_1};
+  LossSweep p{.scale = scale, .high_s = of_s.high, .high_t = of_t.high};
   p.log_ratio = float(std::log(of_t.sum) - std::log(of_s.sum));
   p.ratio = float(of_s.sum / of_t.sum);
   p.beta = beta;
@@ -186,7 +186,7 @@ struct TopKRow {
   }
   void make_classes() {
     const int64_t classes = K + has_rest;
-    const double of_rest = has_rest ? rest.shift + std::log(rest.sum) : -INFINITY;
+    const double of_rest = has_rest ? double(rest.high) * scale + std::log(rest.sum) : -INFINITY;
     double high = of_rest;
     for (int64_t k = 0; k < K; k++) high = std::max(high, double(logit(k)) * scale);
     for (int64_t k = 0; k < classes; k++) {
@@ -194,9 +194,9 @@ struct TopKRow {
       z_t[k] = k < K ? row.log_probs[k] : std::log(std::max(row.tail, kLeastTail));
     }
     if (ce == kCeNone) return;
-    double high_1 = has_rest ? rest.shift_1 : -INFINITY;
+    double high_1 = has_rest ? rest.high : -INFINITY;
     for (int64_t k = 0; k < K; k++) high_1 = std::max(high_1, double(logit(k)));
-    double sum = has_rest ? rest.sum_1 * std::exp(rest.shift_1 - high_1) : 0;
+    double sum = has_rest ? rest.sum_1 * std::exp(rest.high - high_1) : 0;
     for (int64_t k = 0; k < K; k++) sum += std::exp(logit(k) - high_1);
     log_sum_1 = high_1 + std::log(sum);
   }
@@ -205,10 +205,10 @@ struct TopKRow {
     const float a_ce = row.weight * c.w_ce;
     if (ce != kCeNone)
       for (int64_t k = 0; k < K; k++) d[k] += float(a_ce * std::exp(logit(k) - log_sum_1));
-    LossSweep p{.scale = scale, .shift_s = rest.shift, .shift_1 = rest.shift_1};
+    LossSweep p{.scale = scale, .high_s = rest.high};
     if (has_rest) {
       p.a_kl = float(d[K] / rest.sum);
-      p.a_1 = ce == kCeNone ? 0 : float(a_ce * std::exp(rest.shift_1 - log_sum_1));
+      p.a_1 = ce == kCeNone ? 0 : float(a_ce * std::exp(rest.high - log_sum_1));
     }
     float buffer[kSegment];
     to.write(c.vocab, [&](float* segment, int64_t at, int64_t n) {
@@ -246,11 +246,11 @@ void loss_row(const LossSettings& c, const LossRow& row) {
   } else {
     const Norm norm = normalise(row.student, c.vocab, scale, ce);
     const float a_1 = ce == kCeNone ? 0 : float(a_ce / norm.sum_1);
-    log_sum_1 = norm.shift_1 + std::log(norm.sum_1);
+    log_sum_1 = norm.high + std::log(norm.sum_1);
     if (distils) {
       terms = distil(row.student, norm, row.teacher, c.vocab, scale, c.beta, f, ce, a_1, d);
     } else if (d) {
-      const LossSweep p{.scale = 1, .shift_s = norm.shift, .shift_1 = norm.shift_1, .a_1 = a_1};
+      const LossSweep p{.scale = 1, .high_s = norm.high, .a_1 = a_1};
       float buffer[kSegment];
       d->write(c.vocab, [&](float* segment, int64_t at, int64_t n) {
         sweeps().alone[ce](segment, read(row.student, at, n, buffer), n, &p);

@@ -1,20 +1,20 @@
 // What an instruction set gives to the losses: sweeps over a stretch of columns of one row. C only: the ISA files
-// include it. e_s = exp(s·scale - shift_s) and e_t = exp(t·scale - shift_t) are probabilities of student and teacher up
-// to their sums.
+// include it. e_s = exp((s - high_s)·scale) and e_t = exp((t - high_t)·scale) are probabilities of student and teacher
+// up to their sums.
 #pragma once
 #include <stdint.h>
 
 namespace tc::cpu {
 
-// How a sweep gets e_1 = exp(s - shift_1), the probability behind CE: not at all, by its own exponential, or from e_s.
+// How a sweep gets e_1 = exp(s - high_s), the probability behind CE: not at all, by its own exponential, or from e_s.
 enum LossCe { kCeNone, kCeOwn, kCeSame /* T = 1: e_s */, kCeSquare /* T = 2: e_s² */, kCeCount };
 // Which terms a sweep knows: KL; and the reverse KL; and the Jensen-Shannon divergence.
 enum LossTerms { kTermsKl, kTermsRkl, kTermsJsd, kTermsCount };
 
 struct LossSweep {
-  float scale = 0;                              // 1/T
-  float shift_s = 0, shift_t = 0, shift_1 = 0;  // the rows' highest values, times their scale
-  float log_ratio = 0;  // log sum e_t - log sum e_s: log p/q = (t·scale - shift_t) - (s·scale - shift_s) - log_ratio
+  float scale = 0;               // 1/T
+  float high_s = 0, high_t = 0;  // the rows' highest values; taken off first, so that large logits lose no bits
+  float log_ratio = 0;  // log sum e_t - log sum e_s: log p/q = (t - high_t)·scale - (s - high_s)·scale - log_ratio
   float ratio = 0;      // sum e_s / sum e_t
   float beta = 0;
   // the gradient's factors of e_1, e_s - ratio·e_t, e_s·(log q/p - rkl), e_s·(log q/m - mean)

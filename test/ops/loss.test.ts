@@ -347,6 +347,37 @@ forEachDevice(
   { ops: BOTH },
 )
 
+forEachDevice(
+  'extreme logits with a cached teacher',
+  async (_, precision) => {
+    const [V, K] = [40, 3]
+    const random = new Random(15)
+    const plain = random.normal(V, 2)
+    const towards = (f: (k: number) => number): Float64Array => Float64Array.from({ length: V }, (_, k) => f(k))
+    const students = [
+      towards(k => (k % 2 ? 1e4 : -1e4)),
+      towards(k => (k % 2 ? -1e4 : 1e4)),
+      towards(() => 1e4),
+      plain.map((v, k) => (k === 5 ? Number.NEGATIVE_INFINITY : v)),
+    ]
+    for (const [at, student] of students.entries())
+      for (const teacher of [plain, towards(k => 100 * k), towards(() => 0)]) {
+        const c: LossCase = { rows: [1], V, temperature: 1.5, ce: 1, kl: 1 }
+        const rows = new LossRows(c, new Random(16))
+        const { tensors, rows: cached } = cachedTeacher(teacher, c, K)
+        const logits = tensor(student, [1, V], precision)
+        const want = rows.reference(await valuesOf(logits), cached)
+        const got = await allTerms(logits, tensors, rows.options)
+        const name = `student ${at}`
+        const near = (x: Float64Array, off: number) => x.map(v => v * (1 + off) + off)
+        const options = { name, dtype: 'f32' as const, scale: Math.max(1, want.size) }
+        assertClose(got.parts, want.parts, { ...options, low: near(want.parts, 1e-6), row: 1 })
+        assertClose(got.d, want.d, { name: `${name}, gradient`, dtype: precision, low: near(want.d, 1e-6) })
+      }
+  },
+  { ops: BOTH },
+)
+
 onEachDevice(
   'a cached teacher with a log-probability of -inf, or with nothing left for the tail',
   async () => {
