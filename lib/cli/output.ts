@@ -42,18 +42,13 @@ export function table(rows: readonly (readonly string[])[], right: readonly numb
   return rows.map(line).join('\n')
 }
 
-/** 1234567 -> 1.2 M; below 10,000 as it is. */
+/** 1234567 -> 1.23 M; below 10,000 as it is. */
 export function compact(value: number): string {
-  const units: [number, string][] = [
-    [1e9, ' G'],
-    [1e6, ' M'],
-    [1e4, ' k'],
-  ]
-  for (const [from, unit] of units) {
-    const size = unit === ' k' ? 1e3 : from
-    if (Math.abs(value) >= from) return `${(value / size).toPrecision(3).replace(/e\+2$/, '00')}${unit}`
-  }
-  return Number.isInteger(value) ? String(value) : value.toPrecision(4)
+  if (Math.abs(value) < 1e4) return Number.isInteger(value) ? String(value) : value.toPrecision(4)
+  const units = { G: 1e9, M: 1e6, k: 1e3 }
+  const scaled = Object.entries(units).map(([unit, size]) => ({ unit, text: (value / size).toPrecision(3) }))
+  const { unit, text } = scaled.find(each => Math.abs(Number(each.text)) >= 1)!
+  return `${text} ${unit}`
 }
 
 /** Bytes as MiB or GiB. */

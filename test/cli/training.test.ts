@@ -236,3 +236,46 @@ test('killed at random moments, a run goes on bit for bit', async () => {
   assert.equal(weights('killed'), weights('whole'))
   assert.deepEqual(log('killed'), log('whole'))
 })
+
+test('generate: SIGINT ends the text and exits 130; a reader that goes away ends it quietly', async () => {
+  // Positions enough that a text lasts for seconds.
+  await succeeds(['pretrain', '--model', 'L=4,H=4,C=128,T=20000', ...TINY, '--steps', '1', '--out', 'long'])
+  const generate = ['generate', '--model', 'long/final', '--prompt', 'a', '--max-tokens', '19000']
+  let sent = 0
+  const ended = await trainCore(generate, {
+    onOutput: ({ stdout }, kill) => {
+      if (stdout.length > 20 && sent++ === 0) kill('SIGINT')
+    },
+  })
+  assert.equal(ended.code, 130, ended.stderr)
+  assert.ok(ended.stdout.length > 20 && ended.stdout.endsWith('\n'))
+  assert.match(ended.stderr, /^\d+ tokens, \S+ tokens\/s$/m)
+  const gone = await trainCore(generate, { closeStdout: true })
+  assert.deepEqual([gone.code, gone.stderr], [0, ''])
+})
+
+test('the main job can be stopped and goes on', async () => {
+  let sent = 0
+  const env = { TRAIN_CORE_CACHE: place('main-cache') }
+  const plan = JSON.parse((await succeeds(['--dry-run', '--json'], { env })).stdout)
+  assert.deepEqual(
+    plan.models.map((model: { name: string }) => model.name),
+    ['teacher', 'student', 'control'],
+  )
+  const begun: number[] = []
+  for (let run = 0; run < 2; run++) {
+    sent = 0
+    const ended = await trainCore(['--json', '--device', 'cpu', '--seed', '1'], {
+      env,
+      onOutput: ({ stderr }, kill) => {
+        if (/^teacher \d+\/1000/m.test(stderr) && sent++ === 0) kill('SIGINT')
+      },
+    })
+    assert.equal(ended.code, 130, ended.stderr)
+    const report = JSON.parse(ended.stdout)
+    assert.deepEqual([report.interrupted, report.rows, report.final], [true, [], null])
+    begun.push(Number(/^teacher (\d+)\/1000/m.exec(ended.stderr)![1]))
+  }
+  assert.equal(begun[0], 1)
+  assert.ok(begun[1]! > 1, 'the second time goes on where the first stopped')
+})
