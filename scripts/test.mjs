@@ -35,11 +35,7 @@ process.exitCode = results.every(result => result.ok) ? 0 : 1
 function run(name, args) {
   const start = performance.now()
   console.log(`\n== ${name}`)
-  const { status } = spawnSync(process.execPath, args, {
-    cwd: root,
-    stdio: 'inherit',
-    env: { ...process.env, ...(all ? { TRAIN_CORE_TEST_ALL: '1' } : {}) },
-  })
+  const { status } = spawnSync(process.execPath, args, { cwd: root, stdio: 'inherit' })
   results.push({ name, ok: status === 0, seconds: (performance.now() - start) / 1000 })
 }
 
