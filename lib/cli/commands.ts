@@ -1,5 +1,5 @@
 import type { Command } from './command.js'
-import type { Options } from './options.js'
+import { type Options, POSITIVE, WHOLE } from './options.js'
 
 const none = async (): Promise<Options> => ({})
 
@@ -14,18 +14,28 @@ const EVAL: Options = {
   data: { kind: 'texts', describe: 'files, folders and globs: .txt, .jsonl (.gz, .zst), .bin' },
   tokenizer: TOKENIZER,
   'text-field': { kind: 'text', describe: 'field of jsonl rows that holds the text', fallback: 'text' },
-  'batch-size': { kind: 'number', describe: 'windows at a time', fallback: '8' },
-  'seq-len': { kind: 'number', describe: 'T: tokens of a window', fallback: "256, at most the model's positions" },
+  'batch-size': { kind: 'number', range: POSITIVE, describe: 'windows at a time', fallback: '8' },
+  'seq-len': {
+    kind: 'number',
+    range: POSITIVE,
+    describe: 'T: tokens of a window',
+    fallback: "256, at most the model's positions",
+  },
 }
 
 const GENERATE: Options = {
   model: MODEL,
   prompt: { kind: 'text', mayBeEmpty: true, describe: 'text to continue', fallback: 'read from stdin' },
   tokenizer: TOKENIZER,
-  'max-tokens': { kind: 'number', describe: 'new tokens at most', fallback: '100' },
-  temperature: { kind: 'number', describe: '0: the most probable token always', fallback: '1' },
-  'top-k': { kind: 'number', describe: 'keep the K most probable tokens; 0: all', fallback: '0' },
-  'top-p': { kind: 'number', describe: 'then the fewest whose probability reaches P', fallback: '1' },
+  'max-tokens': { kind: 'number', range: WHOLE, describe: 'new tokens at most', fallback: '100' },
+  temperature: { kind: 'number', range: { least: 0 }, describe: '0: the most probable token always', fallback: '1' },
+  'top-k': { kind: 'number', range: WHOLE, describe: 'keep the K most probable tokens; 0: all', fallback: '0' },
+  'top-p': {
+    kind: 'number',
+    range: { least: 0, most: 1 },
+    describe: 'then the fewest whose probability reaches P',
+    fallback: '1',
+  },
 }
 
 /** All commands, the main job (no name) first. */

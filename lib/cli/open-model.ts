@@ -1,5 +1,6 @@
 import { Tokenizer } from '../data/index.js'
 import { type Device, device as openDevice } from '../device.js'
+import { parameterCount } from '../model/config.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { resolveWeights } from '../model/hub.js'
 import { loadGPT2, readConfig } from '../model/weights.js'
@@ -7,6 +8,7 @@ import type { Precision } from '../train/options.js'
 import { checkVocabulary, resolvePrecision, tokenizerOf } from '../train/run.js'
 import type { Invocation } from './command.js'
 import { hubProgress } from './hub-progress.js'
+import { compact } from './output.js'
 
 /** A model as `eval` and `generate` name it: --model, --tokenizer, --device, --precision, --threads. */
 export interface NamedModel {
@@ -33,5 +35,8 @@ export async function openModel(invocation: Invocation): Promise<NamedModel> {
   const config = await readConfig(folder)
   const tokenizer = await Tokenizer.load(tokenizerOf(values.tokenizer, [folder]))
   checkVocabulary(config, tokenizer)
+  invocation.note(
+    `${folder} (${compact(parameterCount(config))} parameters) on ${device.info().description}, ${precision}`,
+  )
   return { folder, device, precision, tokenizer, load: () => loadGPT2(folder, { device, precision, config }) }
 }

@@ -7,6 +7,8 @@ export interface Option {
   readonly choices?: readonly string[]
   /** what its text must look like, and how to say that */
   readonly form?: { readonly pattern: RegExp; readonly wanted: string }
+  /** what a number must be; what is not here, the library checks */
+  readonly range?: { readonly whole?: boolean; readonly least: number; readonly most?: number }
   /** an empty text has a meaning */
   readonly mayBeEmpty?: boolean
   /** shown as its default */
@@ -18,6 +20,10 @@ export type Options = Readonly<Record<string, Option>>
 
 /** Values by the library's names: `batchSize`. Only what was given. */
 export type Values = Readonly<Record<string, unknown>>
+
+/** Of a number: a whole one of 0 or more; of 1 or more. */
+export const WHOLE: Option['range'] = { whole: true, least: 0 }
+export const POSITIVE: Option['range'] = { whole: true, least: 1 }
 
 /** Flags that every command takes. */
 export const COMMON: Options = {
@@ -33,8 +39,8 @@ export const COMMON: Options = {
     describe: 'of weights and activations; auto is bf16 where the device multiplies it faster',
     fallback: 'auto',
   },
-  seed: { kind: 'number', describe: 'of all random numbers', fallback: '0' },
-  threads: { kind: 'number', describe: 'CPU threads', fallback: 'all' },
+  seed: { kind: 'number', range: WHOLE, describe: 'of all random numbers', fallback: '0' },
+  threads: { kind: 'number', range: { ...WHOLE, most: 1024 }, describe: 'CPU threads', fallback: 'all' },
   config: { kind: 'text', describe: 'YAML or JSON file with these options as keys; flags win' },
   'dry-run': { kind: 'flag', describe: 'resolve and check everything, print the plan, do nothing' },
   json: { kind: 'flag', describe: 'print the result as JSON on stdout, and nothing else there' },

@@ -30,7 +30,8 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
     // yargs throws some of its own findings as a YError; what a command threw comes through as it is.
     const isFinding = caught instanceof Error && caught.name === 'YError'
     const error: unknown = isFinding ? usageError(caught.message, args, known) : caught
-    const aborted = error instanceof TrainCoreError && error.code === 'ERR_ABORTED'
+    const aborted =
+      error === interrupt.signal.reason || (error instanceof TrainCoreError && error.code === 'ERR_ABORTED')
     if (!(aborted && interrupt.code)) exitCode = reportError(error, verbose)
   }
   return interrupt.code && exitCode !== FAILED ? interrupt.code : exitCode

@@ -24,7 +24,19 @@ export function checkedValue(option: Option, raw: unknown, typed: boolean, where
     throw new UsageError(`${where} must be one of ${option.choices.join(', ')}; got ${shown(raw)}`)
   if (option.form && !option.form.pattern.test(value as string))
     throw new UsageError(`${where} must be ${option.form.wanted}; got ${shown(raw)}`)
+  if (option.range && !isWithin(value as number, option.range)) {
+    const { whole, least, most } = option.range
+    const bounds = most === undefined ? `of ${least} or more` : `from ${least} to ${most}`
+    throw new UsageError(`${where} must be ${whole ? 'an integer' : 'a number'} ${bounds}; got ${shown(raw)}`)
+  }
   return value
+}
+
+function isWithin(
+  value: number,
+  { whole, least, most = Number.MAX_SAFE_INTEGER }: NonNullable<Option['range']>,
+): boolean {
+  return value >= least && value <= most && (!whole || Number.isInteger(value))
 }
 
 function convert(kind: Option['kind'], raw: unknown, typed: boolean): unknown {

@@ -37,6 +37,9 @@ export async function evaluate(
 ): Promise<EvaluateResult> {
   const { device, config } = model
   const { batchSize = 8, seqLen = Math.min(256, config.positions), signal, onProgress } = options
+  for (const [name, value] of Object.entries({ batchSize, seqLen }))
+    if (!Number.isInteger(value) || value < 1)
+      throw new TrainCoreError('ERR_ARGUMENT', `${name} must be an integer of 1 or more; got ${value}`)
   if (seqLen > config.positions)
     throw new TrainCoreError('ERR_CONFIG', `--seq-len must be at most the model's ${config.positions}; got ${seqLen}`)
   const tokens = data.tokens - 1

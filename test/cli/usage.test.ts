@@ -83,6 +83,16 @@ test('usage errors: one line, the nearest name, exit 2', async () => {
   await fails([...distill, '--layer-map', '0,x'], 2, /--layer-map must be a list of whole numbers .*; got 0,x/)
   await fails([...distill, '--kl', '0', '--ce', '0', '--cos', '0'], 2, /one of --kl.*must be above 0/)
   await fails(['eval', '--data', data()], 2, /--model must be given/)
+  const evaluate = ['eval', '--model', 'x', '--data', data()]
+  await fails([...evaluate, '--batch-size', '0'], 2, /--batch-size must be an integer of 1 or more; got 0/)
+  await fails([...evaluate, '--seq-len', '1.5'], 2, /--seq-len must be an integer of 1 or more; got 1.5/)
+  await fails([...evaluate, '--threads', '1025'], 2, /--threads must be an integer from 0 to 1024; got 1025/)
+  await fails(['generate', '--model', 'x', '--top-p', '1.1'], 2, /--top-p must be a number from 0 to 1; got 1.1/)
+  await fails(
+    ['generate', '--model', 'x', '--temperature', '-1'],
+    2,
+    /--temperature must be a number of 0 or more; got -1/,
+  )
   await fails(['--seed', '-1'], 2, /--seed must be an integer/)
 })
 

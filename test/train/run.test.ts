@@ -192,5 +192,7 @@ test('evaluation is the mean over all predictions, whatever the batch size', asy
     assert.ok(Math.abs(result.loss - mean) < 1e-5 * mean, `${result.loss} and ${mean}`)
     assert.ok(Math.abs(result.perplexity - Math.exp(result.loss)) < 1e-9)
   }
+  for (const wrong of [{ batchSize: 0 }, { batchSize: 1.5 }, { seqLen: 0 }])
+    await assert.rejects(evaluate(model, data, wrong), { code: 'ERR_ARGUMENT' })
   model.free()
 })
