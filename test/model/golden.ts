@@ -65,6 +65,13 @@ interface Golden {
   tiny: { prompt: number[]; continuation: number[]; logits: number[] }
 }
 
+/** Ops that a model needs to train and to generate: the tests skip a device that lacks one. */
+export const MODEL_OPS: readonly string[] = (
+  'embedding_forward embedding_backward layernorm_forward layernorm_backward matmul column_sum attention_forward ' +
+  'attention_backward kv_append head_loss_forward head_loss_backward cosine_loss_forward cosine_loss_backward weighted_sum ' +
+  'add scale cast fill dropout random_normal sample global_norm adamw'
+).split(' ')
+
 const folder = join(import.meta.dirname, '../../../test/goldens')
 
 /** A directory that transformers' save_pretrained wrote. */

@@ -4,7 +4,7 @@ import { gpt2Config } from '../../lib/model/config.js'
 import { generate } from '../../lib/model/generate.js'
 import { GPT2 } from '../../lib/model/gpt2.js'
 import { onEachDevice } from '../devices.js'
-import { formulaTokens } from './golden.js'
+import { formulaTokens, MODEL_OPS } from './golden.js'
 
 const modelOf = (layers: number): GPT2 =>
   new GPT2(gpt2Config({ layers, heads: 4, width: 64, vocabSize: 130, positions: 48 }))
@@ -28,34 +28,43 @@ onEachDevice(
     assert.equal(peaks[2], peaks[1])
     assert.ok(peaks[1]! <= peaks[0]! + 48 * 64 * 4, `${peaks}`)
   },
+  MODEL_OPS,
 )
 
-onEachDevice('a model gives everything back', async device => {
-  const { live, tensors } = device.info()
-  const model = modelOf(2)
-  model.parameters.allocateGradients()
-  assert.ok(device.info().live > live)
-  model.free()
-  assert.deepEqual([device.info().live, device.info().tensors], [live, tensors])
-})
+onEachDevice(
+  'a model gives everything back',
+  async device => {
+    const { live, tensors } = device.info()
+    const model = modelOf(2)
+    model.parameters.allocateGradients()
+    assert.ok(device.info().live > live)
+    model.free()
+    assert.deepEqual([device.info().live, device.info().tensors], [live, tensors])
+  },
+  MODEL_OPS,
+)
 
-onEachDevice('a hundred generations, finished or not, leave nothing behind', async device => {
-  const model = modelOf(2)
-  const abort = new AbortController()
-  const runs = async (): Promise<void> => {
-    for await (const _ of generate(model, [1, 2, 3], { maxTokens: 4, eosId: null })) void 0
-    for await (const _ of generate(model, [1, 2, 3], { eosId: null })) break
-    const aborted = generate(model, [1], { signal: abort.signal })
-    await assert.rejects(aborted.next(), { code: 'ERR_ABORTED' })
-    await assert.rejects(generate(model, [1, 200]).next(), { code: 'ERR_DATA' })
-    await assert.rejects(generate(model, [1], { temperature: -1 }).next(), { code: 'ERR_ARGUMENT' })
-  }
-  abort.abort()
-  await runs()
-  const { live, tensors } = device.info()
-  device.resetPeak()
-  for (let k = 0; k < 20; k++) await runs()
-  assert.deepEqual([device.info().live, device.info().tensors], [live, tensors])
-  assert.ok(device.info().peak < live + (1 << 20))
-  model.free()
-})
+onEachDevice(
+  'a hundred generations, finished or not, leave nothing behind',
+  async device => {
+    const model = modelOf(2)
+    const abort = new AbortController()
+    const runs = async (): Promise<void> => {
+      for await (const _ of generate(model, [1, 2, 3], { maxTokens: 4, eosId: null })) void 0
+      for await (const _ of generate(model, [1, 2, 3], { eosId: null })) break
+      const aborted = generate(model, [1], { signal: abort.signal })
+      await assert.rejects(aborted.next(), { code: 'ERR_ABORTED' })
+      await assert.rejects(generate(model, [1, 200]).next(), { code: 'ERR_DATA' })
+      await assert.rejects(generate(model, [1], { temperature: -1 }).next(), { code: 'ERR_ARGUMENT' })
+    }
+    abort.abort()
+    await runs()
+    const { live, tensors } = device.info()
+    device.resetPeak()
+    for (let k = 0; k < 20; k++) await runs()
+    assert.deepEqual([device.info().live, device.info().tensors], [live, tensors])
+    assert.ok(device.info().peak < live + (1 << 20))
+    model.free()
+  },
+  MODEL_OPS,
+)

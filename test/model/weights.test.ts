@@ -18,7 +18,7 @@ import {
 import { initRandom } from '../../lib/train/init.js'
 import { assertSame } from '../close.js'
 import { onEachDevice } from '../devices.js'
-import { golden, tinyFolder } from './golden.js'
+import { golden, MODEL_OPS, tinyFolder } from './golden.js'
 
 const folder = await mkdtemp(join(tmpdir(), 'train-core-weights-'))
 after(() => rm(folder, { recursive: true }))
@@ -59,121 +59,152 @@ async function logitsOf(from: string): Promise<Float32Array> {
   return logits
 }
 
-onEachDevice("transformers' own directory: logits, and 200 tokens of greedy text", async () => {
-  const model = await GPT2.load(tinyFolder)
-  const logits = await model.logits([prompt])
-  assert.equal(logits.length, golden.tiny.logits.length)
-  for (const [k, z] of logits.entries()) assert.ok(Math.abs(z - golden.tiny.logits[k]!) < 2e-5, `logit ${k}: ${z}`)
-  const made: number[] = []
-  for await (const id of model.generate(prompt, { temperature: 0, maxTokens: 200 })) made.push(id)
-  assert.deepEqual(made, golden.tiny.continuation)
-})
+onEachDevice(
+  "transformers' own directory: logits, and 200 tokens of greedy text",
+  async () => {
+    const model = await GPT2.load(tinyFolder)
+    const logits = await model.logits([prompt])
+    assert.equal(logits.length, golden.tiny.logits.length)
+    for (const [k, z] of logits.entries()) assert.ok(Math.abs(z - golden.tiny.logits[k]!) < 2e-5, `logit ${k}: ${z}`)
+    const made: number[] = []
+    for await (const id of model.generate(prompt, { temperature: 0, maxTokens: 200 })) made.push(id)
+    assert.deepEqual(made, golden.tiny.continuation)
+  },
+  MODEL_OPS,
+)
 
-onEachDevice('other ways to store the same weights give the same bits', async () => {
-  const want = await logitsOf(tinyFolder)
-  const bare = (tensors: TensorSource[]): TensorSource[] =>
-    tensors.map(tensor => ({ ...tensor, name: tensor.name.replace('transformer.', '') }))
-  const embedding = (await tinyTensors()).get('transformer.wte.weight')!
-  const copyOfHead = f32('lm_head.weight', embedding.shape, embedding.values)
-  const buffers = [
-    { name: 'h.0.attn.bias', dtype: 'U8', shape: [1, 1, 2, 2], data: () => Uint8Array.of(1, 0, 1, 1) },
-    { name: 'h.1.attn.masked_bias', dtype: 'F32', shape: [], data: () => Float32Array.of(-1e4) },
-  ]
-  assertSame(await logitsOf(await variant('bare', bare)), want, 'without the prefix')
-  assertSame(await logitsOf(await variant('old', tensors => [...bare(tensors), ...buffers])), want, 'with buffers')
-  assertSame(
-    await logitsOf(await variant('head', tensors => [copyOfHead, ...tensors])),
-    want,
-    'with a copy of the head',
-  )
-  const shards = await variant('shards', tensors => [...tensors, copyOfHead], 8000)
-  assert.ok((await readdir(shards)).length > 5)
-  assertSame(await logitsOf(shards), want, 'sharded')
-})
+onEachDevice(
+  'other ways to store the same weights give the same bits',
+  async () => {
+    const want = await logitsOf(tinyFolder)
+    const bare = (tensors: TensorSource[]): TensorSource[] =>
+      tensors.map(tensor => ({ ...tensor, name: tensor.name.replace('transformer.', '') }))
+    const embedding = (await tinyTensors()).get('transformer.wte.weight')!
+    const copyOfHead = f32('lm_head.weight', embedding.shape, embedding.values)
+    const buffers = [
+      { name: 'h.0.attn.bias', dtype: 'U8', shape: [1, 1, 2, 2], data: () => Uint8Array.of(1, 0, 1, 1) },
+      { name: 'h.1.attn.masked_bias', dtype: 'F32', shape: [], data: () => Float32Array.of(-1e4) },
+    ]
+    assertSame(await logitsOf(await variant('bare', bare)), want, 'without the prefix')
+    assertSame(await logitsOf(await variant('old', tensors => [...bare(tensors), ...buffers])), want, 'with buffers')
+    assertSame(
+      await logitsOf(await variant('head', tensors => [copyOfHead, ...tensors])),
+      want,
+      'with a copy of the head',
+    )
+    const shards = await variant('shards', tensors => [...tensors, copyOfHead], 8000)
+    assert.ok((await readdir(shards)).length > 5)
+    assertSame(await logitsOf(shards), want, 'sharded')
+  },
+  MODEL_OPS,
+)
 
 for (const [dtype, narrow, widen] of [
   ['F16', float32ToF16, f16ToFloat32],
   ['BF16', float32ToBf16, bf16ToFloat32],
 ] as const)
-  onEachDevice(`a file in ${dtype}`, async () => {
-    const stored = (tensors: TensorSource[]): TensorSource[] =>
-      tensors.map(tensor => ({ ...tensor, dtype, data: () => narrow(tensor.data() as Float32Array) }))
-    const rounded = (tensors: TensorSource[]): TensorSource[] =>
-      tensors.map(tensor => ({ ...tensor, data: () => widen(narrow(tensor.data() as Float32Array)) }))
-    const got = await logitsOf(await variant(dtype, stored))
-    assertSame(got, await logitsOf(await variant(`${dtype}-rounded`, rounded)), dtype)
-    assert.ok(got.some((z, k) => z !== Math.fround(golden.tiny.logits[k]!)))
-  })
+  onEachDevice(
+    `a file in ${dtype}`,
+    async () => {
+      const stored = (tensors: TensorSource[]): TensorSource[] =>
+        tensors.map(tensor => ({ ...tensor, dtype, data: () => narrow(tensor.data() as Float32Array) }))
+      const rounded = (tensors: TensorSource[]): TensorSource[] =>
+        tensors.map(tensor => ({ ...tensor, data: () => widen(narrow(tensor.data() as Float32Array)) }))
+      const got = await logitsOf(await variant(dtype, stored))
+      assertSame(got, await logitsOf(await variant(`${dtype}-rounded`, rounded)), dtype)
+      assert.ok(got.some((z, k) => z !== Math.fround(golden.tiny.logits[k]!)))
+    },
+    MODEL_OPS,
+  )
 
-onEachDevice('an output head of its own is refused: what has one is no GPT-2', async device => {
-  const embedding = (await tinyTensors()).get('transformer.wte.weight')!
-  const values = embedding.values.slice()
-  values[values.length - 1]! += 1e-3
-  const untied = await variant('untied', tensors => [...tensors, f32('lm_head.weight', embedding.shape, values)])
-  const { live } = device.info()
-  await assert.rejects(GPT2.load(untied), {
-    code: 'ERR_FILE',
-    message: /untied.*lm_head.weight .*transformer.wte.weight.*row 60/,
-  })
-  assert.equal(device.info().live, live)
-  const shape = [embedding.shape[0]! + 3, embedding.shape[1]!]
-  const larger = f32('lm_head.weight', shape, new Float32Array(shape[0]! * shape[1]!))
-  await assert.rejects(GPT2.load(await variant('larger', tensors => [...tensors, larger])), {
-    code: 'ERR_FILE',
-    message: /lm_head.weight is \[64, 16\], wanted \[61, 16\]/,
-  })
-})
+onEachDevice(
+  'an output head of its own is refused: what has one is no GPT-2',
+  async device => {
+    const embedding = (await tinyTensors()).get('transformer.wte.weight')!
+    const values = embedding.values.slice()
+    values[values.length - 1]! += 1e-3
+    const untied = await variant('untied', tensors => [...tensors, f32('lm_head.weight', embedding.shape, values)])
+    const { live } = device.info()
+    await assert.rejects(GPT2.load(untied), {
+      code: 'ERR_FILE',
+      message: /untied.*lm_head.weight .*transformer.wte.weight.*row 60/,
+    })
+    assert.equal(device.info().live, live)
+    const shape = [embedding.shape[0]! + 3, embedding.shape[1]!]
+    const larger = f32('lm_head.weight', shape, new Float32Array(shape[0]! * shape[1]!))
+    await assert.rejects(GPT2.load(await variant('larger', tensors => [...tensors, larger])), {
+      code: 'ERR_FILE',
+      message: /lm_head.weight is \[64, 16\], wanted \[61, 16\]/,
+    })
+  },
+  MODEL_OPS,
+)
 
 for (const precision of ['f32', 'bf16'] as const)
-  onEachDevice(`what is saved loads again, bit for bit (${precision})`, async () => {
-    const config = gpt2Config({ layers: 2, heads: 2, width: 16, vocabSize: 61, positions: 12, eosId: 3 })
-    const model = new GPT2(config, { precision })
-    await initRandom(model, 5)
-    const saved = join(folder, `saved-${precision}`)
-    await model.save(saved)
-    const again = await GPT2.load(saved, { precision })
-    const exact = new GPT2(config)
-    await initRandom(exact, 5)
-    assert.deepEqual({ ...again.config, extra: undefined }, { ...config, extra: undefined })
-    for (const { name } of gpt2Parameters(config))
-      assertSame(await again.parameters.read(name), await exact.parameters.read(name), name)
-    assertSame(await again.logits([[1, 2, 3]]), await model.logits([[1, 2, 3]]), 'logits')
-    await again.save(`${saved}-again`)
-    for (const file of ['model.safetensors', 'config.json'])
-      assert.deepEqual(await readFile(join(`${saved}-again`, file)), await readFile(join(saved, file)), file)
-  })
+  onEachDevice(
+    `what is saved loads again, bit for bit (${precision})`,
+    async () => {
+      const config = gpt2Config({ layers: 2, heads: 2, width: 16, vocabSize: 61, positions: 12, eosId: 3 })
+      const model = new GPT2(config, { precision })
+      await initRandom(model, 5)
+      const saved = join(folder, `saved-${precision}`)
+      await model.save(saved)
+      const again = await GPT2.load(saved, { precision })
+      const exact = new GPT2(config)
+      await initRandom(exact, 5)
+      assert.deepEqual({ ...again.config, extra: undefined }, { ...config, extra: undefined })
+      for (const { name } of gpt2Parameters(config))
+        assertSame(await again.parameters.read(name), await exact.parameters.read(name), name)
+      assertSame(await again.logits([[1, 2, 3]]), await model.logits([[1, 2, 3]]), 'logits')
+      await again.save(`${saved}-again`)
+      for (const file of ['model.safetensors', 'config.json'])
+        assert.deepEqual(await readFile(join(`${saved}-again`, file)), await readFile(join(saved, file)), file)
+    },
+    MODEL_OPS,
+  )
 
-onEachDevice('saving over a sharded model leaves one model', async () => {
-  const shards = await variant('replaced', tensors => tensors, 8000)
-  const model = await GPT2.load(tinyFolder)
-  await model.save(shards)
-  assert.deepEqual((await readdir(shards)).sort(), ['config.json', 'model.safetensors'])
-  const config = JSON.parse(await readFile(join(shards, 'config.json'), 'utf8'))
-  const before = JSON.parse(await readFile(join(tinyFolder, 'config.json'), 'utf8'))
-  for (const key of Object.keys(before)) assert.deepEqual(config[key], before[key], key)
-})
+onEachDevice(
+  'saving over a sharded model leaves one model',
+  async () => {
+    const shards = await variant('replaced', tensors => tensors, 8000)
+    const model = await GPT2.load(tinyFolder)
+    await model.save(shards)
+    assert.deepEqual((await readdir(shards)).sort(), ['config.json', 'model.safetensors'])
+    const config = JSON.parse(await readFile(join(shards, 'config.json'), 'utf8'))
+    const before = JSON.parse(await readFile(join(tinyFolder, 'config.json'), 'utf8'))
+    for (const key of Object.keys(before)) assert.deepEqual(config[key], before[key], key)
+  },
+  MODEL_OPS,
+)
 
-onEachDevice('folders that hold no model are refused by name', async () => {
-  const rejected = (path: string, message: RegExp) => assert.rejects(GPT2.load(path), { code: 'ERR_FILE', message })
-  await rejected(join(folder, 'nowhere'), /nowhere is not a model directory: .*config.json can't be read; help: name a/)
-  const broken = join(folder, 'broken')
-  await mkdir(broken)
-  await writeFile(join(broken, 'config.json'), '{')
-  await rejected(broken, /broken\/config.json is not JSON/)
-  await writeFile(join(broken, 'config.json'), '[]')
-  await rejected(broken, /must hold an object/)
-  await copyFile(join(tinyFolder, 'config.json'), join(broken, 'config.json'))
-  await rejected(broken, /has neither model.safetensors nor/)
-  await writeSafetensors(join(broken, 'model.safetensors'), [
-    f32('transformer.wte.weight', [61, 16], new Float32Array(976)),
-  ])
-  await rejected(broken, /does not hold this GPT-2: 27 missing/)
-  const model = new GPT2(gpt2Config({ layers: 1, heads: 2, width: 16, vocabSize: 61, positions: 12 }))
-  await assert.rejects(model.save(join(folder, 'broken', 'config.json', 'x')), {
-    code: 'ERR_FILE',
-    message: /can't be written/,
-  })
-})
+onEachDevice(
+  'folders that hold no model are refused by name',
+  async () => {
+    const rejected = (path: string, message: RegExp) => assert.rejects(GPT2.load(path), { code: 'ERR_FILE', message })
+    await rejected(
+      join(folder, 'nowhere'),
+      /nowhere is not a model directory: .*config.json can't be read; help: name a/,
+    )
+    const broken = join(folder, 'broken')
+    await mkdir(broken)
+    await writeFile(join(broken, 'config.json'), '{')
+    await rejected(broken, /broken\/config.json is not JSON/)
+    await writeFile(join(broken, 'config.json'), '[]')
+    await rejected(broken, /must hold an object/)
+    await copyFile(join(tinyFolder, 'config.json'), join(broken, 'config.json'))
+    await rejected(broken, /has neither model.safetensors nor/)
+    await writeSafetensors(join(broken, 'model.safetensors'), [
+      f32('transformer.wte.weight', [61, 16], new Float32Array(976)),
+    ])
+    await rejected(broken, /does not hold this GPT-2: 27 missing/)
+    const model = new GPT2(gpt2Config({ layers: 1, heads: 2, width: 16, vocabSize: 61, positions: 12 }))
+    await assert.rejects(model.save(join(folder, 'broken', 'config.json', 'x')), {
+      code: 'ERR_FILE',
+      message: /can't be written/,
+    })
+  },
+  MODEL_OPS,
+)
 
 const python = process.env.TRAIN_CORE_PYTHON
 test('transformers loads what train-core saves, and goes on alike', {

@@ -8,7 +8,7 @@ import { distillObjective, initProjection, pretrainObjective } from '../../lib/t
 import { Trainer } from '../../lib/train/trainer.js'
 import { assertSame } from '../close.js'
 import { forEachDevice, onEachDevice } from '../devices.js'
-import { formulaModel, formulaTokens } from '../model/golden.js'
+import { formulaModel, formulaTokens, MODEL_OPS } from '../model/golden.js'
 
 const CONFIG = gpt2Config({ layers: 3, heads: 2, width: 64, vocabSize: 300, positions: 40 })
 
@@ -27,51 +27,63 @@ const correlation = (a: Float32Array, b: Float32Array): number => {
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b))
 }
 
-onEachDevice("random initialisation is GPT-2's own", async device => {
-  const { live } = device.info()
-  const values = await drawn(1)
-  assert.equal(device.info().live, live)
-  for (const [name, x] of values) {
-    const std = /c_proj.weight$/.test(name) ? 0.02 / Math.sqrt(6) : 0.02
-    if (/ln_\w+.weight$/.test(name)) assertSame(x, new Float32Array(x.length).fill(1), name)
-    else if (/bias$/.test(name)) assertSame(x, new Float32Array(x.length), name)
-    else {
-      const { length: n } = x
-      const got = Math.sqrt(meanOf(x.map(v => v * v)))
-      assert.ok(Math.abs(meanOf(x)) < (4.5 * std) / Math.sqrt(n), `${name}: mean ${meanOf(x)}`)
-      assert.ok(Math.abs(got / std - 1) < 4.5 / Math.sqrt(2 * n), `${name}: std ${got}, wanted ${std}`)
-      const beyond = x.filter(v => Math.abs(v) > 2 * std).length / n
-      assert.ok(Math.abs(beyond - 0.0455) < 0.02, `${name}: ${beyond} beyond two standard deviations`)
+onEachDevice(
+  "random initialisation is GPT-2's own",
+  async device => {
+    const { live } = device.info()
+    const values = await drawn(1)
+    assert.equal(device.info().live, live)
+    for (const [name, x] of values) {
+      const std = /c_proj.weight$/.test(name) ? 0.02 / Math.sqrt(6) : 0.02
+      if (/ln_\w+.weight$/.test(name)) assertSame(x, new Float32Array(x.length).fill(1), name)
+      else if (/bias$/.test(name)) assertSame(x, new Float32Array(x.length), name)
+      else {
+        const { length: n } = x
+        const got = Math.sqrt(meanOf(x.map(v => v * v)))
+        assert.ok(Math.abs(meanOf(x)) < (4.5 * std) / Math.sqrt(n), `${name}: mean ${meanOf(x)}`)
+        assert.ok(Math.abs(got / std - 1) < 4.5 / Math.sqrt(2 * n), `${name}: std ${got}, wanted ${std}`)
+        const beyond = x.filter(v => Math.abs(v) > 2 * std).length / n
+        assert.ok(Math.abs(beyond - 0.0455) < 0.02, `${name}: ${beyond} beyond two standard deviations`)
+      }
     }
-  }
-  assert.equal(values.size, 2 + 3 * 12 + 2)
-})
+    assert.equal(values.size, 2 + 3 * 12 + 2)
+  },
+  MODEL_OPS,
+)
 
-onEachDevice('a seed decides all; every tensor has numbers of its own', async () => {
-  const [one, again, other] = [await drawn(1), await drawn(1), await drawn(2)]
-  const random = [...one.keys()].filter(name => one.get(name)!.length > 0 && !/ln_|bias/.test(name))
-  assert.equal(random.length, 2 + 3 * 4)
-  for (const name of random) {
-    assertSame(again.get(name)!, one.get(name)!, name)
-    assert.ok(Math.abs(correlation(one.get(name)!, other.get(name)!)) < 0.1, name)
-  }
-  for (const [k, a] of random.entries())
-    for (const b of random.slice(k + 1)) {
-      const n = Math.min(one.get(a)!.length, one.get(b)!.length)
-      assert.ok(Math.abs(correlation(one.get(a)!.subarray(0, n), one.get(b)!.subarray(0, n))) < 0.1, `${a} and ${b}`)
+onEachDevice(
+  'a seed decides all; every tensor has numbers of its own',
+  async () => {
+    const [one, again, other] = [await drawn(1), await drawn(1), await drawn(2)]
+    const random = [...one.keys()].filter(name => one.get(name)!.length > 0 && !/ln_|bias/.test(name))
+    assert.equal(random.length, 2 + 3 * 4)
+    for (const name of random) {
+      assertSame(again.get(name)!, one.get(name)!, name)
+      assert.ok(Math.abs(correlation(one.get(name)!, other.get(name)!)) < 0.1, name)
     }
-})
+    for (const [k, a] of random.entries())
+      for (const b of random.slice(k + 1)) {
+        const n = Math.min(one.get(a)!.length, one.get(b)!.length)
+        assert.ok(Math.abs(correlation(one.get(a)!.subarray(0, n), one.get(b)!.subarray(0, n))) < 0.1, `${a} and ${b}`)
+      }
+  },
+  MODEL_OPS,
+)
 
-onEachDevice('the projection between two widths', async () => {
-  const objective = distillObjective(formulaModel('small'), formulaModel('wide_teacher'), {
-    ...{ temperature: 2, kl: 1, rkl: 0, jsd: 0, beta: 0.5, ce: 0, cos: 1 },
-  })
-  await initProjection(objective.extra!, 4)
-  const values = await objective.extra!.read('projection.weight')
-  assert.equal(values.length, 32 * 48)
-  const std = Math.sqrt(meanOf(values.map(v => v * v)))
-  assert.ok(Math.abs(std * Math.sqrt(32) - 1) < 0.08, `std ${std}`)
-})
+onEachDevice(
+  'the projection between two widths',
+  async () => {
+    const objective = distillObjective(formulaModel('small'), formulaModel('wide_teacher'), {
+      ...{ temperature: 2, kl: 1, rkl: 0, jsd: 0, beta: 0.5, ce: 0, cos: 1 },
+    })
+    await initProjection(objective.extra!, 4)
+    const values = await objective.extra!.read('projection.weight')
+    assert.equal(values.length, 32 * 48)
+    const std = Math.sqrt(meanOf(values.map(v => v * v)))
+    assert.ok(Math.abs(std * Math.sqrt(32) - 1) < 0.08, `std ${std}`)
+  },
+  MODEL_OPS,
+)
 
 test('the default layers are spread evenly, first and last included', () => {
   assert.deepEqual(defaultLayerMap(12, 6), [0, 2, 4, 7, 9, 11])
@@ -127,26 +139,31 @@ onEachDevice(
       assertSame(await whole.logits([[1, 2, 3]]), want, `all layers, ${precision}`)
     }
   },
+  MODEL_OPS,
 )
 
-forEachDevice('the padded rows of the vocabulary are zero and stay so', async (_device, precision) => {
-  const config = gpt2Config({ ...CONFIG, layers: 1, dropout: { embedding: 0.1, attention: 0.1, residual: 0.1 } })
-  const model = new GPT2(config, { precision })
-  await initRandom(model, 1)
-  const sizes = { batchSize: 2, seqLen: 16, gradAccum: 1, packDocuments: false }
-  const optimizer = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.1, gradClip: 1 }
-  const trainer = new Trainer(model, pretrainObjective(), { ...sizes, ...optimizer, seed: 1 })
-  const before = await model.head.toFloat32()
-  for (let step = 0; step < 4; step++) {
-    const inputs = formulaTokens(`padding/${step}`, 32, 300)
-    const targets = formulaTokens(`padding/${step}/targets`, 32, 300)
-    await trainer.step([{ index: step, inputs, targets, weights: null, until: null, positions: null }], step, 1e-2)
-  }
-  const after = await model.head.toFloat32()
-  assert.deepEqual(model.head.shape, [384, 64])
-  assertSame(after.subarray(300 * 64), new Float32Array(84 * 64), 'padding')
-  assertSame(before.subarray(300 * 64), new Float32Array(84 * 64), 'padding before')
-  const moved = after.subarray(0, 300 * 64).filter((x, k) => x !== before[k]).length
-  assert.ok(moved > 0.9 * 300 * 64, `${moved} of the others have moved`)
-  trainer.free()
-})
+forEachDevice(
+  'the padded rows of the vocabulary are zero and stay so',
+  async (_device, precision) => {
+    const config = gpt2Config({ ...CONFIG, layers: 1, dropout: { embedding: 0.1, attention: 0.1, residual: 0.1 } })
+    const model = new GPT2(config, { precision })
+    await initRandom(model, 1)
+    const sizes = { batchSize: 2, seqLen: 16, gradAccum: 1, packDocuments: false }
+    const optimizer = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.1, gradClip: 1 }
+    const trainer = new Trainer(model, pretrainObjective(), { ...sizes, ...optimizer, seed: 1 })
+    const before = await model.head.toFloat32()
+    for (let step = 0; step < 4; step++) {
+      const inputs = formulaTokens(`padding/${step}`, 32, 300)
+      const targets = formulaTokens(`padding/${step}/targets`, 32, 300)
+      await trainer.step([{ index: step, inputs, targets, weights: null, until: null, positions: null }], step, 1e-2)
+    }
+    const after = await model.head.toFloat32()
+    assert.deepEqual(model.head.shape, [384, 64])
+    assertSame(after.subarray(300 * 64), new Float32Array(84 * 64), 'padding')
+    assertSame(before.subarray(300 * 64), new Float32Array(84 * 64), 'padding before')
+    const moved = after.subarray(0, 300 * 64).filter((x, k) => x !== before[k]).length
+    assert.ok(moved > 0.9 * 300 * 64, `${moved} of the others have moved`)
+    trainer.free()
+  },
+  { ops: MODEL_OPS },
+)

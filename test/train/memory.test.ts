@@ -6,7 +6,7 @@ import { initRandom } from '../../lib/train/init.js'
 import { DISTILL_DEFAULTS, distillObjective, initProjection } from '../../lib/train/objectives.js'
 import { Trainer } from '../../lib/train/trainer.js'
 import { forEachDevice } from '../devices.js'
-import { formulaTokens } from '../model/golden.js'
+import { formulaTokens, MODEL_OPS } from '../model/golden.js'
 
 const MIB = 2 ** 20
 const [V, B, T] = [50257, 4, 256]
@@ -54,4 +54,5 @@ forEachDevice(
     student.free()
     assert.deepEqual([device.info().live, device.info().tensors], [before.live, before.tensors])
   },
+  { ops: MODEL_OPS },
 )
