@@ -287,6 +287,30 @@ test('an error thrown while recording or verifying leaves a usable device and no
   }
 })
 
+test('what a recording reads and writes stays with it when it is freed', () => {
+  const before = live()
+  const x = Tensor.full([5000], 3)
+  const sum = Tensor.zeros([5000])
+  const step = capture(() => {
+    run('add', [sum, x], [sum])
+    return add(sum, x)
+  })
+  step().free()
+  const out = step()
+  step()
+  x.free()
+  sum.free()
+  const others = [Tensor.full([5000], -1), Tensor.full([5000], -1)]
+  assert.equal(step(), out)
+  assert.equal(out.readSync()[4999], 15) // x = 3 five times: four runs, and once in the result
+  for (const other of others) {
+    assert.equal(other.readSync()[4999], -1)
+    other.free()
+  }
+  step.free()
+  assert.equal(live(), before)
+})
+
 test('two captured steps alternate', () => {
   const x = Tensor.from([1])
   const twice = capture(() => run('add', [x, x], [x])[0]!)
