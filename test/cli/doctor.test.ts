@@ -57,6 +57,14 @@ test('the table says what was tested', async () => {
   assert.match(stdout, /^all \d+ cases are right$/m)
 })
 
+test('a device that computes otherwise than the formula is exit 1, with the place', async () => {
+  const env = { NODE_OPTIONS: '--import=data:text/javascript,Math.tanh=Math.sin' }
+  const { code, stdout } = await trainCore(['doctor', '--device', 'cpu'], { env })
+  assert.equal(code, 1, stdout)
+  assert.match(stdout, /^gelu_forward +f32 .*FAILED: output 0 at \[\d+\]: got \S+, want \S+$/m)
+  assert.match(stdout, /^\d of 7\d cases failed$/m)
+})
+
 for (const { name, available } of backends())
   test(`a device that is not here is an error: ${name}`, { skip: available && `${name} is here` }, async () => {
     const { code, stdout, stderr } = await trainCore(['doctor', '--device', name])
