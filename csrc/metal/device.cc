@@ -121,7 +121,7 @@ void MetalDevice::finish() {
   std::vector<FaultText> texts;
   texts.swap(fault_texts_);
   for (size_t k = 0; k < texts.size(); k++)
-    if (const int32_t* slot = faults_ + k * kFaultWords; slot[0]) throw texts[k](slot[1], uint32_t(slot[2]));
+    if (const int32_t* slot = faults_ + k * kFaultWords; slot[0]) throw texts[k]({slot[0], slot[1], slot[2]});
 }
 
 namespace {
@@ -140,15 +140,9 @@ struct Tables {
   Kernel kernels[kOpCount] = {};
   WorkspaceSize workspaces[kOpCount] = {};
   Tables() {
-#define HAS(id) kernels[int(Op::id)] = run<id>;
-    HAS(gelu_forward)
-    HAS(gelu_backward) HAS(add) HAS(scale) HAS(cast) HAS(fill) HAS(weighted_sum) HAS(matmul) HAS(column_sum)
-        HAS(layernorm_forward) HAS(layernorm_backward) HAS(embedding_forward) HAS(embedding_backward)
-            HAS(random_uniform) HAS(random_normal) HAS(dropout) HAS(global_norm) HAS(adamw) HAS(argmax) HAS(sample)
-#undef HAS
-#define HAS(id) workspaces[int(Op::id)] = id##_workspace;
-                HAS(matmul) HAS(column_sum) HAS(layernorm_backward) HAS(embedding_backward) HAS(global_norm) HAS(sample)
-#undef HAS
+#define OP(id, ...) kernels[int(Op::id)] = run<id>;
+#define WORKSPACE(id) workspaces[int(Op::id)] = id##_workspace;
+#include "../ops.def"
   }
 };
 const Tables tables;

@@ -12,9 +12,12 @@
 
 namespace tc::metal {
 
-// What a kernel found wrong with its data (a token id outside the vocabulary, say); kernels write it, see Fault in
-// params.h. The first of a stretch is what the next fence reports.
-using FaultText = std::function<Error(int32_t value, uint32_t at)>;
+// What a kernel found wrong with its data, a token id outside the vocabulary say; kernels write it (kFaultWords in
+// params.h). The first since the last fence is what the next one reports.
+struct Fault {
+  int32_t kind, value, at;
+};
+using FaultText = std::function<Error(const Fault& fault)>;
 
 class MetalDevice : public Device {
  public:

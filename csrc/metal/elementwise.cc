@@ -1,8 +1,6 @@
 // Launches of elementwise.metal.
 #include <cstring>
 
-#include "../cpu/bf16.h"
-#include "../cpu/f16.h"
 #include "launch.h"
 
 namespace tc::metal {
@@ -18,27 +16,15 @@ void for_elements(Launch& l, const Args& x, int64_t n) {
   l.run(CountParams{count_of(x, n)}, {blocks(n, kElements)}, kThreads);
 }
 
-uint32_t bits_of(DType type, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  switch (type) {
-    case DType::f32:
-      return bits;
-    case DType::bf16: {
-      cpu::bf16 b;
-      cpu::from_float(b, value);
-      return b.bits;
-    }
-    case DType::f16: {
-      cpu::f16 h;
-      cpu::from_float(h, value);
-      return h.bits;
-    }
-    case DType::i32:
-      return uint32_t(int32_t(value));
-    default:
-      return uint32_t(value);
-  }
+// The value's bits, and what the kernel is to make of them.
+FillParams fill_params(const Args& x, const View& out, float value) {
+  FillParams p{count_of(x, out.size()), 0, 0};
+  std::memcpy(&p.bits, &value, sizeof p.bits);
+  if (out.dtype == DType::bf16) p.kind = 1;
+  if (out.dtype == DType::f16) p.kind = 2;
+  if (out.dtype == DType::i32) p.bits = uint32_t(int32_t(value));
+  if (out.dtype == DType::u16 || out.dtype == DType::u8) p.bits = uint32_t(value);
+  return p;
 }
 
 }  // namespace
@@ -94,7 +80,7 @@ void cast(const Args& x) {
 void fill_with(const Args& x, const View& out, float value) {
   launch(x, "fill_" + std::to_string(dtype_size(out.dtype)))
       .out(out)
-      .run(FillParams{count_of(x, out.size()), bits_of(out.dtype, value)}, {blocks(out.size(), kElements)}, kThreads);
+      .run(fill_params(x, out, value), {blocks(out.size(), kElements)}, kThreads);
 }
 void fill(const Args& x) { fill_with(x, x.out[0], x.f(0)); }
 

@@ -147,7 +147,8 @@ template <typename T>
     constant FillParams& p [[buffer(1)]],
     uint group [[threadgroup_position_in_grid]],
     uint tid [[thread_index_in_threadgroup]]) {
-  FOR_ELEMENTS(i, p.n) out[i] = T(p.bits);
+  const uint bits = p.kind == 1 ? to_bf16(p.bits) : p.kind == 2 ? to_f16(p.bits) : p.bits;
+  FOR_ELEMENTS(i, p.n) out[i] = T(bits);
 }
 INSTANTIATE("fill_1", fill, uchar)
 INSTANTIATE("fill_2", fill, ushort)

@@ -22,17 +22,16 @@ void check_ids(const Args& x, const View& ids, const View& past, const View& tok
            {rows ? 1u : 0u}, kThreads);
 }
 void check_tokens(const Args& x, const View& tokens, int64_t vocab) {
-  check_ids(x, tokens, View(), tokens, vocab, [name = prefix(x), vocab](int32_t token, uint32_t row) {
-    return Error("ERR_DATA", name + "token id " + std::to_string(token) + " at row " + std::to_string(row) +
+  check_ids(x, tokens, View(), tokens, vocab, [name = prefix(x), vocab](const Fault& f) {
+    return Error("ERR_DATA", name + "token id " + std::to_string(f.value) + " at row " + std::to_string(f.at) +
                                  " is outside the vocabulary of " + std::to_string(vocab));
   });
 }
 void check_positions(const Args& x, const View& positions, const View& past, const View& tokens, int64_t P) {
-  check_ids(x, positions, positions.data ? View() : past, tokens, P,
-            [name = prefix(x), P](int32_t position, uint32_t row) {
-              return Error("ERR_DATA", name + "position " + std::to_string(position) + " at row " +
-                                           std::to_string(row) + " is outside the " + std::to_string(P) + " positions");
-            });
+  check_ids(x, positions, positions.data ? View() : past, tokens, P, [name = prefix(x), P](const Fault& f) {
+    return Error("ERR_DATA", name + "position " + std::to_string(f.value) + " at row " + std::to_string(f.at) +
+                                 " is outside the " + std::to_string(P) + " positions");
+  });
 }
 
 // d_table[id] += the rows of d_out that have the id; links: scratch, [2,rows]

@@ -75,9 +75,9 @@ void adamw(const Args& x) {
       .out(x.out[1])
       .out(x.out[2])
       .out(x.out[3])
-      .fault([name = std::string("[") + op_info(x.op).name + "] "](int32_t bits, uint32_t) {
+      .fault([name = std::string("[") + op_info(x.op).name + "] "](const Fault& f) {
         float t;
-        std::memcpy(&t, &bits, sizeof t);
+        std::memcpy(&t, &f.value, sizeof t);
         return Error("ERR_DATA", name + "schedule[1] must be the step, counted from 1; got " + std::to_string(t));
       })
       .run(p, {blocks(grads.size(), kElements)}, kThreads);

@@ -9,7 +9,8 @@ typedef uint32_t uint;
 #define constant
 #endif
 
-// What a kernel reports of wrong data: [0] is 1, [1] the value, [2] where it is (a row, say). All 0: nothing.
+// What a kernel reports of wrong data: [0] its kind, from 1 on, [1] the value, [2] where it is (a row, say). All 0:
+// nothing.
 constant constexpr uint kFaultWords = 3;
 
 // ---- elementwise
@@ -24,6 +25,7 @@ struct ScaleParams {
 struct FillParams {
   uint n;
   uint bits;
+  uint kind;  // what becomes of the bits: 0 themselves, 1 from f32 to bf16, 2 from f32 to f16
 };
 struct WeightedSumParams {
   uint rows, columns;
@@ -98,6 +100,41 @@ struct AdamWParams {
   float one_minus_beta1, beta2, one_minus_beta2;
   float epsilon, weight_decay, max_norm;
   uint has_norm, has_copy;
+};
+
+// ---- attention
+struct AttentionParams {
+  uint heads, q_time, k_time, head_size;
+  uint q_stride, kv_stride, out_stride, d_q_stride, d_kv_stride;  // elements from one position to the next
+  uint k_offset, v_offset;                                        // of the first head, in a row of kv
+  int past;                                                       // where has_past is 0
+  uint has_past, has_until;
+  float scale;
+  float dropout, keep;  // keep: 1 / (1 - dropout)
+  uint stream;
+};
+struct AppendParams {
+  uint rows, q_time, k_time, columns;  // columns: C
+};
+
+// ---- loss
+struct LossParams {
+  uint first_row, columns, teacher_columns, vocab;  // first_row: of this launch, among the rows of targets and weights
+  float temperature, beta, w_ce, w_kl, w_rkl, w_jsd;
+  uint top_k;
+  uint has_targets, has_weights, has_seed, ids_u16, has_d, has_parts;
+};
+struct CheckTargetsParams {
+  uint rows, vocab, top_k;
+  uint has_targets, has_weights, ids_u16;
+};
+struct ClearRowsParams {
+  uint first_row, columns;
+  uint has_targets, has_weights;
+};
+struct CosineParams {
+  uint rows, columns;
+  uint has_weights, has_seed, has_d, has_part;
 };
 
 #ifndef __METAL_VERSION__

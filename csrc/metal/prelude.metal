@@ -2,6 +2,7 @@
 #include <metal_stdlib>
 #include <metal_simdgroup_matrix>
 using namespace metal;
+#pragma METAL fp contract(off)
 
 #ifndef INSTANTIATE
 #define INSTANTIATE(name, fn, ...) template [[host_name(name)]] [[kernel]] decltype(fn<__VA_ARGS__>) fn<__VA_ARGS__>;

@@ -45,9 +45,9 @@ void sample(const Args& x) {
       .run(p, {R}, threads);
   Launch(x, kFile, "report_row")
       .in(x.workspace)
-      .fault([name = std::string("[") + op_info(x.op).name + "] "](int32_t, uint32_t row) {
+      .fault([name = std::string("[") + op_info(x.op).name + "] "](const Fault& f) {
         return Error("ERR_DATA",
-                     name + "the logits of row " + std::to_string(row) + " hold NaN or have no finite maximum");
+                     name + "the logits of row " + std::to_string(f.at) + " hold NaN or have no finite maximum");
       })
       .run(p, {R ? 1u : 0u}, 32);
 }

@@ -7,7 +7,18 @@ import { backends } from '../../lib/device.js'
 import { emulatorReason, runEmulated } from './emulated.js'
 
 const folder = path.join(import.meta.dirname, '../ops')
-const families = ['elementwise', 'embedding', 'matmul', 'norm', 'optim', 'random', 'sample']
+const families = [
+  'attention',
+  'elementwise',
+  'embedding',
+  'head_loss',
+  'loss',
+  'matmul',
+  'norm',
+  'optim',
+  'random',
+  'sample',
+]
 const reason = emulatorReason()
 
 // All threads in order, backwards, and in a random order: the results must be the same, bit for bit.

@@ -36,9 +36,9 @@ const CASES: readonly LossCase[] = [
   { rows: [3], V: 50257, Vp: 50304, temperature: 2, ce: 2, kl: 5, weighted: true },
 ]
 
-/** The size of what cancels in the loss of R rows. */
-const lossSize = (c: LossCase, R: number, size: number): number | undefined =>
-  size ? size * R * Math.abs(c.seed ?? 1) : undefined
+/** The size of what is added up in the loss of R rows: what cancels, or the loss itself. */
+const lossSize = (c: LossCase, R: number, want: { size: number; loss: number }): number =>
+  Math.max(want.size * R * Math.abs(c.seed ?? 1), Math.abs(want.loss))
 const nameOf = (c: LossCase): string => `loss ${JSON.stringify(c)}`
 
 /** Random logits and a teacher near them. */
@@ -82,7 +82,7 @@ forEachDevice(
         name: `${name} loss`,
         dtype: 'f32',
         low: [low.loss],
-        scale: lossSize(c, rows.R, want.size),
+        scale: lossSize(c, rows.R, want),
       })
       backward(loss)
       const d = await valuesOf(logits.grad!)

@@ -1,0 +1,132 @@
+// Launches of attention.metal.
+#include <cmath>
+
+#include "launch.h"
+
+namespace tc::metal {
+
+namespace {
+
+constexpr const char* kFile = "attention";
+constexpr uint32_t kThreads = 256, kRows = 8;  // of a threadgroup: a query or a key a simdgroup
+
+// The shapes of a call, and where its tensors are among the inputs.
+struct Attention {
+  const Args& x;
+  const View &q, &kv, &until, &past, &rng;
+  const bool fused;
+  const int64_t B, H, C, Tq, Tk;
+
+  Attention(const Args& args, int q_at, int kv_at, int until_at, int past_at, int rng_at)
+      : x(args),
+        q(args.in[q_at]),
+        kv(args.has(kv_at) ? args.in[kv_at] : q),
+        until(args.in[until_at]),
+        past(args.in[past_at]),
+        rng(args.in[rng_at]),
+        fused(!args.has(kv_at)),
+        B(q.dim[0]),
+        H(args.i(0)),
+        C(fused ? q.last() / 3 : kv.last() / 2),
+        Tq(q.dim[1]),
+        Tk(kv.dim[1]) {}
+
+  AttentionParams params() const {
+    const int64_t D = C / H, k_offset = fused ? C : 0;
+    AttentionParams p{};
+    p.heads = uint32_t(H);
+    p.q_time = count_of(x, Tq);
+    p.k_time = count_of(x, Tk);
+    p.head_size = uint32_t(D);
+    p.q_stride = p.d_q_stride = uint32_t(q.last());
+    p.kv_stride = p.d_kv_stride = uint32_t(kv.last());
+    p.out_stride = uint32_t(C);
+    p.k_offset = uint32_t(k_offset);
+    p.v_offset = uint32_t(k_offset + C);
+    p.past = int32_t(Tk - Tq);
+    p.has_past = past.data != nullptr;
+    p.has_until = until.data != nullptr;
+    p.scale = x.f(1) > 0 ? x.f(1) : 1 / std::sqrt(float(D));
+    p.dropout = x.f(2);
+    p.keep = 1 / (1 - x.f(2));
+    p.stream = uint32_t(x.i(3));
+    return p;
+  }
+  double products() const { return double(B * H) * double(Tq) * double(Tk) * double(C / H); }
+  Launch launch(const char* kernel) const { return Launch(x, kFile, std::string(kernel) + type_suffix(q)); }
+};
+
+}  // namespace
+
+size_t attention_forward_workspace(const Args&) { return 0; }
+
+void attention_forward(const Args& x) {
+  const Attention a(x, 0, 1, 2, 3, 4);
+  a.launch("attention_forward")
+      .in(a.q)
+      .in(a.kv)
+      .in(a.until)
+      .in(a.past)
+      .in(a.rng)
+      .out(x.out[0])
+      .out(x.out[1])
+      .threadgroup(kThreads * sizeof(float))
+      .flops(4 * a.products())
+      .run(a.params(), {blocks(a.Tq, kRows), uint32_t(a.B * a.H)}, kThreads);
+}
+
+size_t attention_backward_workspace(const Args& x) {
+  const Attention a(x, 1, 2, 5, 6, 7);
+  return size_t(a.B * a.H * a.Tq) * sizeof(float);
+}
+
+void attention_backward(const Args& x) {
+  const Attention a(x, 1, 2, 5, 6, 7);
+  const View &d_out = x.in[0], &out = x.in[3], &lse = x.in[4], &d_kv = a.fused ? x.out[0] : x.out[1];
+  const uint32_t heads = uint32_t(a.B * a.H);
+  a.launch("attention_backward_q")
+      .in(d_out)
+      .in(a.q)
+      .in(a.kv)
+      .in(out)
+      .in(lse)
+      .in(a.until)
+      .in(a.past)
+      .in(a.rng)
+      .out(x.out[0])
+      .out(x.workspace)
+      .threadgroup(kThreads * sizeof(float))
+      .flops(6 * a.products())
+      .run(a.params(), {blocks(a.Tq, kRows), heads}, kThreads);
+  a.launch("attention_backward_kv")
+      .in(d_out)
+      .in(a.q)
+      .in(a.kv)
+      .in(x.workspace)
+      .in(lse)
+      .in(a.until)
+      .in(a.past)
+      .in(a.rng)
+      .out(d_kv)
+      .threadgroup(kThreads * sizeof(float))
+      .threadgroup(kThreads * sizeof(float))
+      .flops(8 * a.products())
+      .run(a.params(), {blocks(a.Tk, kRows), heads}, kThreads);
+}
+
+void kv_append(const Args& x) {
+  const View &qkv = x.in[0], &kv = x.out[0];
+  const int64_t Tq = qkv.dim[1], Tk = kv.dim[1], C = qkv.last() / 3, rows = qkv.dim[0] * Tq;
+  Launch(x, kFile, std::string("kv_append") + type_suffix(qkv))
+      .in(qkv)
+      .in(x.in[1])
+      .out(kv)
+      .fault([name = std::string("[") + op_info(x.op).name + "] ", Tq, Tk](const Fault& f) {
+        return Error("ERR_ARGUMENT", name + "the cache holds " + std::to_string(Tk) + " positions; got " +
+                                         std::to_string(Tq) + " more after " + std::to_string(f.value));
+      })
+      .run(AppendParams{count_of(x, rows), uint32_t(Tq), uint32_t(Tk), uint32_t(C)},
+           {blocks(2 * C, kThreads), uint32_t(rows)}, kThreads);
+}
+
+}  // namespace tc::metal
