@@ -17,15 +17,6 @@ constexpr int64_t kMostRows = 2048, kRowStep = 16;
 const View kAbsent;
 int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
 
-View matrix(void* data, DType dtype, int64_t rows, int64_t columns) {
-  View v;
-  v.data = data;
-  v.dtype = dtype;
-  v.rank = 2;
-  v.dim[0] = rows;
-  v.dim[1] = columns;
-  return v;
-}
 // Rows [first, first + count) of v as a matrix.
 View rows_at(const View& v, int64_t first, int64_t count) {
   if (!v.data) return v;

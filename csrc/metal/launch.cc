@@ -41,6 +41,16 @@ void Launch::run(const void* params, size_t bytes, Size groups, uint32_t threads
   device.dispatch(dispatch_, kOverhead + bytes_ / kSlowBytes + flops_ / kSlowFlops);
 }
 
+View matrix(void* data, DType dtype, int64_t rows, int64_t columns) {
+  View v;
+  v.data = data;
+  v.dtype = dtype;
+  v.rank = 2;
+  v.dim[0] = rows;
+  v.dim[1] = columns;
+  return v;
+}
+
 uint32_t count_of(const Args& x, int64_t n) {
   if (n > int64_t(UINT32_MAX)) fail(x, "ERR_UNSUPPORTED", "a tensor on Metal has at most 2^32 - 1 elements");
   return uint32_t(n);

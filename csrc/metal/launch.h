@@ -58,5 +58,9 @@ void copy(const Args& x, const View& from, const View& to);
 void fill_with(const Args& x, const View& out, float value);
 // out[n] (+)= the sum of partial[count,n] over its first dimension
 void sum_blocks(const Args& x, const float* partial, uint32_t count, const View& out, bool accumulate);
+// Fails at the next fence where a row is marked in wrong[R] as no distribution (sample.cc).
+void report_rows(const Args& x, const View& wrong);
+// A tensor of an op's own memory.
+View matrix(void* data, DType dtype, int64_t rows, int64_t columns);
 
 }  // namespace tc::metal

@@ -48,9 +48,9 @@ inline void group_max(thread float* v, uint n, GROUP_PARAMETERS) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// x scale - shift, which is <= 0, and its exponential. NaN stays.
-inline float log_weight(float x, float scale, float shift) {
-  const float z = x * scale - shift;
+// (x - high) scale, which is <= 0, and its exponential. NaN stays.
+inline float log_weight(float x, float scale, float high) {
+  const float z = (x - high) * scale;
   return z < LEAST_LOG ? LEAST_LOG : z;
 }
 inline float exp_below(float x) { return exp(x < -88.0f ? -88.0f : x); }
@@ -179,19 +179,18 @@ template <typename S, typename T>
     if (full) highest[2] = max(highest[2], to_float(t[v]));
   }
   group_max(highest, 3, GROUP);
-  const float shift_1 = highest[0], shift_s = highest[0] * scale, shift_rest = highest[1] * scale;
-  const float shift_t = highest[2] * scale;
+  const float high = highest[0], high_rest = highest[1], high_t = highest[2];
 
   // Sums of exponentials: of s/T, of s, of t/T, of the s/T that are no id.
   Sum sums[4];
   for (uint k = 0; k < 4; k++) sums[k] = no_sum();
   for (uint v = tid; v < V; v += threads) {
     const float x = to_float(s[v]);
-    if (!top) sums[0] = plus(sums[0], exp_below(log_weight(x, scale, shift_s)));
-    if (has_ce) sums[1] = plus(sums[1], exp_below(log_weight(x, 1.0f, shift_1)));
-    if (full) sums[2] = plus(sums[2], exp_below(log_weight(to_float(t[v]), scale, shift_t)));
+    if (!top) sums[0] = plus(sums[0], exp_below(log_weight(x, scale, high)));
+    if (has_ce) sums[1] = plus(sums[1], exp_below(log_weight(x, 1.0f, high)));
+    if (full) sums[2] = plus(sums[2], exp_below(log_weight(to_float(t[v]), scale, high_t)));
     if (top && !(named[v / 32] >> (v % 32) & 1))
-      sums[3] = plus(sums[3], exp_below(log_weight(x, scale, shift_rest)));
+      sums[3] = plus(sums[3], exp_below(log_weight(x, scale, high_rest)));
   }
   group_sums(sums, 4, GROUP);
   const float sum_1 = value(sums[1]), sum_rest = value(sums[3]);
@@ -200,13 +199,15 @@ template <typename S, typename T>
 
   // The terms' values: over the columns, or over the classes of a top-k teacher.
   float sum_s = value(sums[0]), sum_t = value(sums[2]), class_shift = 0.0f, teacher_shift = 0.0f;
-  const float of_rest = has_rest ? shift_rest + log(sum_rest) : LOWEST;  // the log-sum-exp of the others
+  // Logits of classes are relative to `high`, so that large ones lose nothing; of_rest: the log-sum-exp of the others.
+  const bool has_weight = has_rest && sum_rest > 0.0f;
+  const float of_rest = has_weight ? (high_rest - high) * scale + log(sum_rest) : LEAST_LOG;
   const float rest_log = top ? log(max(tail[row], LEAST_TAIL)) : 0.0f;
   if (top) {
     float best[2] = {of_rest, has_rest ? rest_log : LOWEST};
     for (uint k = tid; k < K; k += threads) {
       const ulong at = ulong(row) * K + k;
-      best[0] = max(best[0], to_float(s[id_of(ids, at, p.ids_u16)]) * scale);
+      best[0] = max(best[0], log_weight(to_float(s[id_of(ids, at, p.ids_u16)]), scale, high));
       best[1] = max(best[1], log_probs[at]);
     }
     group_max(best, 2, GROUP);
@@ -216,7 +217,7 @@ template <typename S, typename T>
     both[0] = both[1] = no_sum();
     for (uint k = tid; k < K; k += threads) {
       const ulong at = ulong(row) * K + k;
-      both[0] = plus(both[0], exp_below(log_weight(to_float(s[id_of(ids, at, p.ids_u16)]), scale, class_shift)));
+      both[0] = plus(both[0], exp_below(log_weight(log_weight(to_float(s[id_of(ids, at, p.ids_u16)]), scale, high), 1.0f, class_shift)));
       both[1] = plus(both[1], exp_below(log_weight(log_probs[at], 1.0f, teacher_shift)));
     }
     if (has_rest && tid == 0) {
@@ -233,7 +234,7 @@ template <typename S, typename T>
   for (uint k = 0; k < 4; k++) terms[k] = no_sum();
   if (full)
     for (uint v = tid; v < V; v += threads) {
-      const Point at = point_of(log_weight(to_float(s[v]), scale, shift_s), log_weight(to_float(t[v]), scale, shift_t),
+      const Point at = point_of(log_weight(to_float(s[v]), scale, high), log_weight(to_float(t[v]), scale, high_t),
                                 log_ratio, p.beta, mixes);
       terms[0] = plus(terms[0], at.e_t * at.delta);
       terms[1] = plus(terms[1], -(at.e_s * at.delta));
@@ -245,7 +246,7 @@ template <typename S, typename T>
   if (top) {
     for (uint k = tid; k < K; k += threads) {
       const ulong i = ulong(row) * K + k;
-      const Point at = point_of(log_weight(to_float(s[id_of(ids, i, p.ids_u16)]), scale, class_shift),
+      const Point at = point_of(log_weight(log_weight(to_float(s[id_of(ids, i, p.ids_u16)]), scale, high), 1.0f, class_shift),
                                 log_weight(log_probs[i], 1.0f, teacher_shift), log_ratio, p.beta, false);
       terms[0] = plus(terms[0], at.e_t * at.delta);
     }
@@ -256,7 +257,7 @@ template <typename S, typename T>
   if (p.has_parts && tid == 0) {
     device float* to = parts + ulong(row) * 4;
     const float square = p.temperature * p.temperature;
-    to[0] = has_ce ? (shift_1 - at_target) + log(sum_1) : 0.0f;
+    to[0] = has_ce ? (high - at_target) + log(sum_1) : 0.0f;
     to[1] = p.w_kl != 0.0f ? square * kl : 0.0f;
     to[2] = p.w_rkl != 0.0f ? square * rkl : 0.0f;
     const float jsd = p.beta * (value(terms[2]) / sum_t) + (1.0f - p.beta) * mean;
@@ -267,28 +268,28 @@ template <typename S, typename T>
   // d may lie over s: all that is read of other threads' columns has been read.
   threadgroup_barrier(mem_flags::mem_device);
   const float a_kl = f.kl / sum_s, a_rkl = f.rkl / sum_s, a_jsd = f.jsd / sum_s;
-  const float a_rest = has_rest ? a_kl * (rest.e_s - ratio * rest.e_t) / sum_rest : 0.0f;
+  const float a_rest = has_weight ? a_kl * (rest.e_s - ratio * rest.e_t) / sum_rest : 0.0f;
   for (uint v = tid; v < V; v += threads) {
     if (top && (named[v / 32] >> (v % 32) & 1)) continue;
     const float x = to_float(s[v]);
     float sum = 0.0f;
     if (full) {
-      const Point at = point_of(log_weight(x, scale, shift_s), log_weight(to_float(t[v]), scale, shift_t), log_ratio,
+      const Point at = point_of(log_weight(x, scale, high), log_weight(to_float(t[v]), scale, high_t), log_ratio,
                                 p.beta, mixes);
       sum = a_kl * (at.e_s - ratio * at.e_t) - a_rkl * at.e_s * (at.delta + rkl) + a_jsd * at.e_s * (at.log_q_m - mean);
     }
-    if (top) sum = a_rest * exp_below(log_weight(x, scale, shift_rest));
-    if (has_ce) sum += a_1 * exp_below(log_weight(x, 1.0f, shift_1)) - (int(v) == target ? weight * p.w_ce : 0.0f);
+    if (top) sum = a_rest * exp_below(log_weight(x, scale, high_rest));
+    if (has_ce) sum += a_1 * exp_below(log_weight(x, 1.0f, high)) - (int(v) == target ? weight * p.w_ce : 0.0f);
     d[v] = from_float<S>(sum);
   }
   for (uint k = tid; k < K && top; k += threads) {
     const ulong i = ulong(row) * K + k;
     const int id = id_of(ids, i, p.ids_u16);
     const float x = to_float(s[id]);
-    const Point at = point_of(log_weight(x, scale, class_shift), log_weight(log_probs[i], 1.0f, teacher_shift),
+    const Point at = point_of(log_weight(log_weight(x, scale, high), 1.0f, class_shift), log_weight(log_probs[i], 1.0f, teacher_shift),
                               log_ratio, p.beta, false);
     float sum = a_kl * (at.e_s - ratio * at.e_t);
-    if (has_ce) sum += a_1 * exp_below(log_weight(x, 1.0f, shift_1)) - (id == target ? weight * p.w_ce : 0.0f);
+    if (has_ce) sum += a_1 * exp_below(log_weight(x, 1.0f, high)) - (id == target ? weight * p.w_ce : 0.0f);
     d[id] = from_float<S>(sum);
   }
   for (uint v = V + tid; v < p.columns; v += threads) d[v] = from_float<S>(0.0f);

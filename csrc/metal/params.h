@@ -88,6 +88,11 @@ struct SampleParams {
   float inverse_temperature, top_p;
   uint top_k, stream, greedy;
 };
+struct TopKParams {
+  uint first_row, vocab, k;
+  float inverse_temperature;
+  uint ids_u16;
+};
 
 // ---- optim
 struct NormOfGradsParams {

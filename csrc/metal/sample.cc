@@ -25,6 +25,17 @@ void argmax(const Args& x) {
       .run(SampleParams{R, uint32_t(logits.last()), uint32_t(x.i(0)), 0, 0, 0, 0, 0}, {R}, threads_of(x.i(0)));
 }
 
+void report_rows(const Args& x, const View& wrong) {
+  const uint32_t R = count_of(x, wrong.size());
+  Launch(x, kFile, "report_row")
+      .in(wrong)
+      .fault([name = std::string("[") + op_info(x.op).name + "] "](const Fault& f) {
+        return Error("ERR_DATA",
+                     name + "the logits of row " + std::to_string(f.at) + " hold NaN or have no finite maximum");
+      })
+      .run(SampleParams{R, 0, 0, 0, 0, 0, 0, 0}, {R ? 1u : 0u}, 32);
+}
+
 size_t sample_workspace(const Args& x) { return size_t(x.in[0].rows()) * sizeof(uint32_t); }
 
 void sample(const Args& x) {
@@ -43,13 +54,8 @@ void sample(const Args& x) {
       .threadgroup(32 * sizeof(uint32_t))
       .threadgroup(threads * sizeof(float))
       .run(p, {R}, threads);
-  Launch(x, kFile, "report_row")
-      .in(x.workspace)
-      .fault([name = std::string("[") + op_info(x.op).name + "] "](const Fault& f) {
-        return Error("ERR_DATA",
-                     name + "the logits of row " + std::to_string(f.at) + " hold NaN or have no finite maximum");
-      })
-      .run(p, {R ? 1u : 0u}, 32);
+  const View wrong = matrix(x.workspace.data, DType::i32, R, 1);
+  report_rows(x, wrong);
 }
 
 }  // namespace tc::metal

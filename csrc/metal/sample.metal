@@ -43,6 +43,13 @@ inline uint group_max(uint v, threadgroup uint* scratch, uint simdgroup, uint si
   return highest;
 }
 
+inline void store_id(device uchar* ids, ulong at, uint id, bool is_u16) {
+  if (is_u16)
+    ((device ushort*)ids)[at] = ushort(id);
+  else
+    ((device int*)ids)[at] = int(id);
+}
+
 #define GROUP scratch, simdgroup, simdgroups, lane
 
 // The column of the highest logit, the lowest among equals.
@@ -87,6 +94,29 @@ inline bool kept(Cut cut, float z, uint v) {
   const uint rank = rank_of(z);
   return rank > cut.rank || (rank == cut.rank && v <= cut.index);
 }
+// The last of the k first tokens in descending order.
+template <typename T>
+inline Cut top_cut(device const T* z, uint V, uint k, uint tid, uint threads, threadgroup uint* scratch, uint simdgroup,
+                   uint simdgroups, uint lane) {
+  Cut cut;
+  cut.rank = 0;
+  for (uint bit = 0x80000000; bit; bit >>= 1) {
+    uint count = 0;
+    for (uint v = tid; v < V; v += threads) count += rank_of(to_float(z[v])) >= (cut.rank | bit) ? 1u : 0u;
+    if (group_sum(count, GROUP) >= k) cut.rank |= bit;
+  }
+  uint above = 0;
+  for (uint v = tid; v < V; v += threads) above += rank_of(to_float(z[v])) > cut.rank ? 1u : 0u;
+  const uint wanted = k - group_sum(above, GROUP);  // of the equal ones, by index
+  cut.index = 0;
+  for (uint bit = 0x40000000; bit; bit >>= 1) {
+    uint count = 0;
+    for (uint v = tid; v < V; v += threads)
+      count += rank_of(to_float(z[v])) == cut.rank && v < (cut.index | bit) ? 1u : 0u;
+    if (group_sum(count, GROUP) < wanted) cut.index |= bit;
+  }
+  return cut;
+}
 // Of the highest logit the weight is 1; far below it is 0.
 inline float weight_of(float z, float top, float inverse_temperature) {
   const float d = (z - top) * inverse_temperature;
@@ -124,23 +154,7 @@ template <typename T>
   Cut cut;
   cut.rank = 0;
   cut.index = V;
-  if (p.top_k > 0 && p.top_k < V) {
-    for (uint bit = 0x80000000; bit; bit >>= 1) {
-      uint count = 0;
-      for (uint v = tid; v < V; v += threads) count += rank_of(to_float(z[v])) >= (cut.rank | bit) ? 1u : 0u;
-      if (group_sum(count, GROUP) >= p.top_k) cut.rank |= bit;
-    }
-    uint above = 0;
-    for (uint v = tid; v < V; v += threads) above += rank_of(to_float(z[v])) > cut.rank ? 1u : 0u;
-    const uint wanted = p.top_k - group_sum(above, GROUP);  // of the equal ones, by index
-    cut.index = 0;
-    for (uint bit = 0x40000000; bit; bit >>= 1) {
-      uint count = 0;
-      for (uint v = tid; v < V; v += threads)
-        count += rank_of(to_float(z[v])) == cut.rank && v < (cut.index | bit) ? 1u : 0u;
-      if (group_sum(count, GROUP) < wanted) cut.index |= bit;
-    }
-  }
+  if (p.top_k > 0 && p.top_k < V) cut = top_cut(z, V, p.top_k, tid, threads, GROUP);
   if (p.top_p < 1.0f) {
     float sum = 0.0f;
     for (uint v = tid; v < V; v += threads) {
@@ -215,6 +229,74 @@ template <typename T>
 }
 INSTANTIATE("sample_f32", sample, float)
 INSTANTIATE("sample_bf16", sample, bf16)
+
+// The k most probable tokens of softmax(z / temperature) in descending order, and the mass of the others.
+[[kernel, max_total_threads_per_threadgroup(256)]] void top_k(
+    device const float* logits [[buffer(0)]],  // [rows,vocab], from first_row on
+    device uchar* ids [[buffer(1)]],           // [R,k] u16 or i32
+    device float* log_probs [[buffer(2)]],     // [R,k]
+    device float* tail [[buffer(3)]],          // [R]
+    device uint* list [[buffer(4)]],           // [rows,k]: scratch
+    device uint* wrong [[buffer(5)]],          // [R]: 1 where the logits are no distribution
+    constant TopKParams& p [[buffer(6)]],
+    threadgroup uint* scratch [[threadgroup(0)]],  // [32]
+    threadgroup uint* counts [[threadgroup(1)]],   // [threads]
+    uint local_row [[threadgroup_position_in_grid]],
+    uint tid [[thread_index_in_threadgroup]],
+    uint threads [[threads_per_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  device const float* z = logits + ulong(local_row) * p.vocab;
+  device uint* kept_ids = list + ulong(local_row) * p.k;
+  const uint V = p.vocab, row = p.first_row + local_row;
+  const float top = z[best_of(z, V, tid, threads, GROUP)];
+  uint has_nan = 0;
+  for (uint v = tid; v < V; v += threads) has_nan |= is_nan(z[v]) ? 1u : 0u;
+  const bool bad = group_max(has_nan, GROUP) != 0 || !is_finite(top);
+  if (tid == 0) wrong[row] = bad;
+  if (bad) {
+    if (tid == 0) tail[row] = 0.0f;
+    for (uint k = tid; k < p.k; k += threads) {
+      log_probs[ulong(row) * p.k + k] = 0.0f;
+      store_id(ids, ulong(row) * p.k + k, 0, p.ids_u16);
+    }
+    return;
+  }
+  const Cut cut = top_cut(z, V, p.k, tid, threads, GROUP);
+  float kept_sum = 0.0f, other_sum = 0.0f;
+  uint count = 0;
+  const uint stretch = (V + threads - 1) / threads, first = tid * stretch, last = min(V, first + stretch);
+  for (uint v = first; v < last; v++) {
+    const float w = weight_of(z[v], top, p.inverse_temperature);
+    const bool is_kept = kept(cut, z[v], v);
+    kept_sum += is_kept ? w : 0.0f;
+    other_sum += is_kept ? 0.0f : w;
+    count += is_kept ? 1u : 0u;
+  }
+  const float others = group_sum(other_sum, GROUP), sum = group_sum(kept_sum, GROUP) + others, log_sum = log(sum);
+  if (tid == 0) tail[row] = others / sum;
+
+  // The kept tokens by index, then each to where it stands among them.
+  counts[tid] = count;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  uint at = 0;
+  for (uint k = 0; k < tid; k++) at += counts[k];
+  for (uint v = first; v < last; v++)
+    if (kept(cut, z[v], v)) kept_ids[at++] = v;
+  threadgroup_barrier(mem_flags::mem_device);
+  for (uint k = tid; k < p.k; k += threads) {
+    const uint v = kept_ids[k], rank = rank_of(z[v]);
+    uint before = 0;
+    for (uint i = 0; i < p.k; i++) {
+      const uint other = rank_of(z[kept_ids[i]]);
+      before += other > rank || (other == rank && i < k) ? 1u : 0u;
+    }
+    const ulong to = ulong(row) * p.k + before;
+    store_id(ids, to, v, p.ids_u16);
+    log_probs[to] = (z[v] - top) * p.inverse_temperature - log_sum;
+  }
+}
 
 // The first row that is marked, if any.
 [[kernel, max_total_threads_per_threadgroup(32)]] void report_row(

@@ -1,24 +1,16 @@
 // The op tests on Metal's kernels, emulated: each family in a process of its own, whose `metal` device is the emulator.
 // A kernel that reads or writes where it must not, or whose threads race, fails its test whatever the values are.
 import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { backends } from '../../lib/device.js'
 import { emulatorReason, runEmulated } from './emulated.js'
 
 const folder = path.join(import.meta.dirname, '../ops')
-const families = [
-  'attention',
-  'elementwise',
-  'embedding',
-  'head_loss',
-  'loss',
-  'matmul',
-  'norm',
-  'optim',
-  'random',
-  'sample',
-]
+const families = readdirSync(folder)
+  .filter(file => file.endsWith('.test.js') && file !== 'targets.test.js')
+  .map(file => file.replace('.test.js', ''))
 const reason = emulatorReason()
 
 // All threads in order, backwards, and in a random order: the results must be the same, bit for bit.
