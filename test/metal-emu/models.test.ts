@@ -1,0 +1,14 @@
+// Whole models and their training on Metal's kernels, emulated on a CPU; not run on a GPU.
+import assert from 'node:assert/strict'
+import path from 'node:path'
+import { test } from 'node:test'
+import { emulatorReason, runEmulated } from './emulated.js'
+
+for (const file of ['model/gpt2.test', 'model/weights.test', 'train/goldens.test', 'metal-emu/follow'])
+  test(`${file} on emulated Metal`, { skip: emulatorReason() }, async () => {
+    const ran = await runEmulated(path.join(import.meta.dirname, '..', `${file}.js`), {
+      TRAIN_CORE_METAL_SCHEDULE: 'random:2',
+    })
+    assert.ok(ran.tests > 0, `${file} ran no test on metal`)
+    assert.equal(ran.isa, 'metal')
+  })
