@@ -1,6 +1,6 @@
 #include "backends.h"
 
-#include "cuda.h"
+#include "cuda_library.h"
 #include "metal/runtime.h"
 
 namespace tc {

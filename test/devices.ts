@@ -85,6 +85,8 @@ export interface ChildRun {
   tests: number
   /** of everything that it compared */
   digest: string
+  /** of emulated tensor cores */
+  tensorProducts: number
 }
 
 /** The CPU targets below this process's own. */
@@ -120,6 +122,7 @@ export function inChild(env: Record<string, string>, file: string): Promise<Chil
         isa: ran?.[2] ?? '',
         threads: Number(ran?.[3] ?? 0),
         digest: /^# digest (\w+)$/m.exec(output)?.[1] ?? '',
+        tensorProducts: Number(/^# tensor products (\d+)$/m.exec(output)?.[1] ?? 0),
       })
     })
   })

@@ -37,6 +37,7 @@ struct Context {
   Report* report;
   int processors;  // streaming multiprocessors
   int capability;  // 90 for compute capability 9.0
+  bool plain;      // kernel1 of each op only: TRAIN_CORE_CUDA_KERNELS=plain
   Op op;
 };
 

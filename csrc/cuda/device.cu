@@ -1,5 +1,6 @@
 // The CUDA device and the library's interface (abi.h): memory, one stream, the table of ops, failures.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -144,6 +145,8 @@ Device* open(int32_t index, Status* s) {
     return delete d, nullptr;
   }
   d->context.capability = 10 * major + minor;
+  const char* kernels = std::getenv("TRAIN_CORE_CUDA_KERNELS");
+  d->context.plain = kernels && std::strcmp(kernels, "plain") == 0;
   next([&] { return cudaStreamCreateWithFlags(&d->context.stream, cudaStreamNonBlocking); });
   next([&] { return cudaMalloc(reinterpret_cast<void**>(&d->context.report), sizeof(Report)); });
   next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->host_report), sizeof(Report)); });

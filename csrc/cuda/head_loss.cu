@@ -33,15 +33,16 @@ __global__ void list_rows_kernel1(int32_t* rows, int32_t* total, LossInputs in, 
   if (threadIdx.x == kThreads - 1) *total = upto;
 }
 
-// to[k] = from[rows[k]] or the reverse, a block a row; bytes: of a row
+// to[k] = from[rows[k]], and zeros behind the last; or to[rows[k]] = from[k]. A block a row of so many bytes.
 template <bool gather>
 __global__ void move_rows_kernel1(char* to, const char* from, const int32_t* rows, RowCount count, int64_t n,
                                   int64_t bytes) {
   const int64_t k = blockIdx.x;
-  if (k >= count.of(n)) return;
+  const bool counts = k < count.of(n);
+  if (!counts && !(gather && k < count.read(n))) return;
   uint16_t* out = reinterpret_cast<uint16_t*>(to + (gather ? k : rows[k]) * bytes);
-  const uint16_t* in = reinterpret_cast<const uint16_t*>(from + (gather ? rows[k] : k) * bytes);
-  for (int64_t b = threadIdx.x; b < bytes / 2; b += kThreads) out[b] = in[b];
+  const uint16_t* in = counts ? reinterpret_cast<const uint16_t*>(from + (gather ? rows[k] : k) * bytes) : nullptr;
+  for (int64_t b = threadIdx.x; b < bytes / 2; b += kThreads) out[b] = in ? in[b] : uint16_t(0);
 }
 
 // Sizes of one call, and where its workspace's parts begin.

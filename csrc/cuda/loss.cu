@@ -38,9 +38,9 @@ struct Scratch {
 __device__ double sum_of(float x, Scratch& s) { return block_join(double(x), Add(), s.sums); }
 __device__ float high_of(float x, Scratch& s) { return block_join(x, Larger(), s.highs); }
 
-// x·scale - shift <= 0; NaN stays NaN
-__device__ float log_weight(float x, float scale, float shift) {
-  const float z = x * scale - shift;
+// (x - high)·scale <= 0, the difference first: products of large logits would be rounded. NaN stays NaN
+__device__ float log_weight(float x, float scale, float high) {
+  const float z = (x - high) * scale;
   return z < kLeastLog ? kLeastLog : z;
 }
 
@@ -64,7 +64,7 @@ template <class S, class T>
 struct Pair {
   S s;
   T t;
-  float scale, shift_s, shift_t, log_ratio, beta;
+  float scale, high_s, high_t, log_ratio, beta;
   double sum_s, sum_t;
 
   struct Point {
@@ -73,7 +73,7 @@ struct Pair {
   };
   __device__ Point at(int64_t v, bool mixes) const {
     Point p;
-    const float z_s = log_weight(s(v), scale, shift_s), z_t = log_weight(t(v), scale, shift_t);
+    const float z_s = log_weight(s(v), scale, high_s), z_t = log_weight(t(v), scale, high_t);
     p.e_s = expf(z_s);
     p.e_t = expf(z_t);
     p.delta = (z_t - z_s) - log_ratio;
@@ -103,11 +103,11 @@ __device__ Pair<S, T> make_pair(S s, T t, int64_t n, float scale, float beta, Sc
     high_s = Larger()(high_s, s(v));
     high_t = Larger()(high_t, t(v));
   }
-  Pair<S, T> p{s, t, scale, high_of(high_s, scratch) * scale, high_of(high_t, scratch) * scale, 0, beta, 0, 0};
+  Pair<S, T> p{s, t, scale, high_of(high_s, scratch), high_of(high_t, scratch), 0, beta, 0, 0};
   float sum_s = 0, sum_t = 0;
   for (int64_t v = threadIdx.x; v < n; v += kThreads) {
-    sum_s += expf(log_weight(s(v), scale, p.shift_s));
-    sum_t += expf(log_weight(t(v), scale, p.shift_t));
+    sum_s += expf(log_weight(s(v), scale, p.high_s));
+    sum_t += expf(log_weight(t(v), scale, p.high_t));
   }
   p.sum_s = sum_of(sum_s, scratch);
   p.sum_t = sum_of(sum_t, scratch);
@@ -225,10 +225,10 @@ __device__ Terms top_k_row(const LossRows& x, int64_t r, const Logits& s, const 
   StudentClasses student{x.in, s, r * K, K, c.vocab, 1 / c.temperature, -INFINITY, 0};
   float high = -INFINITY, sum = 0;
   for_others(student, scratch, [&](int64_t v) { high = Larger()(high, s(v)); });
-  const float shift = high_of(high, scratch) * student.scale;
-  for_others(student, scratch, [&](int64_t v) { sum += expf(s(v) * student.scale - shift); });
+  high = high_of(high, scratch);
+  for_others(student, scratch, [&](int64_t v) { sum += expf(log_weight(s(v), student.scale, high)); });
   const double others = sum_of(sum, scratch);
-  if (K < c.vocab) student.others = shift + log(others);
+  if (K < c.vocab) student.others = double(high) * student.scale + log(others);
   float top = float(student.others);
   for (int64_t k = threadIdx.x; k < K; k += kThreads) top = Larger()(top, student(k));
   student.high = high_of(top, scratch);
@@ -237,7 +237,7 @@ __device__ Terms top_k_row(const LossRows& x, int64_t r, const Logits& s, const 
   if (!gradient) return terms;
   const float of_others = K < c.vocab ? float(slope(pair, terms, f, K) / others) : 0;
   for_others(student, scratch,
-             [&](int64_t v) { gradient->set(v, of_others * expf(s(v) * student.scale - shift), s(v)); });
+             [&](int64_t v) { gradient->set(v, of_others * expf(log_weight(s(v), student.scale, high)), s(v)); });
   for (int64_t k = threadIdx.x; k < K; k += kThreads)
     if (const int64_t v = student.id(k); v >= 0 && v < c.vocab) gradient->set(v, slope(pair, terms, f, k), s(v));
   return terms;
@@ -253,16 +253,20 @@ __device__ Terms full_row(const LossRows& x, const Logits& s, const Logits& t, c
   return terms;
 }
 
+// From column `begin` on; from 0: the parts too, where r is a row.
 __device__ void zero_row(const LossRows& x, int64_t k, int64_t r, int64_t begin) {
   if (x.d.data)
     for (int64_t v = begin + threadIdx.x; v < x.d_columns; v += kThreads) x.d.set(k * x.d_stride + v, 0);
-  if (begin == 0 && x.parts && threadIdx.x < 4) x.parts[r * 4 + threadIdx.x] = 0;
+  if (begin == 0 && r >= 0 && x.parts && threadIdx.x < 4) x.parts[r * 4 + threadIdx.x] = 0;
 }
 
 __global__ void loss_kernel1(LossRows x, int64_t n) {
   __shared__ Scratch scratch;
   const int64_t k = blockIdx.x;
-  if (k >= x.count.of(n)) return;
+  if (k >= x.count.of(n)) {
+    if (k < x.count.read(n)) zero_row(x, k, -1, 0);
+    return;
+  }
   const LossSettings& c = x.settings;
   const int64_t r = x.rows ? x.rows[k] : k;
   float weight = x.in.weight(r);

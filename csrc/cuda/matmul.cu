@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "math.cuh"
 #include "matmul.cuh"
+#include "matmul_sm90.h"
 
 namespace tc::cuda {
 
@@ -86,7 +87,7 @@ int64_t rows_of(const View& v) {
 
 }  // namespace
 
-void multiply(const Context& c, const Product& p) {
+void multiply_plain(const Context& c, const Product& p) {
   const dim3 grid(unsigned(divide_up(p.N, kTile)), unsigned(divide_up(p.M, kTile)));
   if (p.a.is_bf16)
     run(c, p.b.is_bf16 ? matmul_kernel1<bf16, bf16> : matmul_kernel1<bf16, float>, grid, kThreads, p);
@@ -94,7 +95,16 @@ void multiply(const Context& c, const Product& p) {
     run(c, p.b.is_bf16 ? matmul_kernel1<float, bf16> : matmul_kernel1<float, float>, grid, kThreads, p);
 }
 
-void matmul(const Args& x, const Context& c) {
+void multiply(const Context& c, const Product& p, void* workspace) {
+  if (fits_sm90(c, p))
+    multiply_sm90(c, p, workspace);
+  else
+    multiply_plain(c, p);
+}
+size_t product_workspace(const Context& c, const Product& p) { return fits_sm90(c, p) ? workspace_sm90(c, p) : 0; }
+
+namespace {
+Product product_of(const Args& x) {
   const View &a = x.in[0], &b = x.in[1];
   Product p;
   p.trans_a = x.i(0) != 0;
@@ -113,9 +123,12 @@ void matmul(const Args& x, const Context& c) {
   p.residual = floats(x.in[3]);
   p.pre = floats(x.in[4]);
   if (x.wants(1)) p.pre_out = floats(x.out[1]);
-  multiply(c, p);
+  return p;
 }
-size_t matmul_workspace(const Args&, const Context&) { return 0; }
+}  // namespace
+
+void matmul(const Args& x, const Context& c) { multiply(c, product_of(x), x.workspace.data); }
+size_t matmul_workspace(const Args& x, const Context& c) { return product_workspace(c, product_of(x)); }
 
 size_t column_sum_workspace(const Args& x, const Context&) {
   return size_t(divide_up(rows_of(x.in[0]), kSumRows) * x.in[0].last()) * sizeof(float);

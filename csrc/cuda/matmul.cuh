@@ -16,6 +16,11 @@ struct RowCount {
     const int64_t left = *total - skip;
     return left < 0 ? 0 : left < most ? left : most;
   }
+  // Rows up to here must be zero behind of(most): products read them 64 at a time.
+  __device__ int64_t read(int64_t most) const {
+    const int64_t end = (of(most) + 63) / 64 * 64;
+    return end < most ? end : most;
+  }
 };
 
 // out[M,N] = epilogue(op(a)[M,K] · op(b)[K,N] + bias) + residual (+ out where accumulate), f32 sums.
@@ -34,6 +39,9 @@ struct Product {
   RowCount rows = {};    // of out: those behind are not computed
   RowCount steps = {};   // of the inner dimension
 };
-void multiply(const Context& c, const Product& p);
+// workspace: product_workspace() bytes, or null, which may be slower.
+void multiply(const Context& c, const Product& p, void* workspace = nullptr);
+void multiply_plain(const Context& c, const Product& p);  // kernel1, for any product: the reference of the others
+size_t product_workspace(const Context& c, const Product& p);
 
 }  // namespace tc::cuda

@@ -81,7 +81,7 @@ namespace {
 constexpr size_t kStack = 64 << 10;
 constexpr unsigned kMostThreads = 1024;
 
-enum class State { fresh, ready, at_block_barrier, at_warp_barrier, done };
+enum class State { fresh, ready, at_block_barrier, at_warp_barrier, at_condition, done };
 
 // A stack, on which one thread runs after the other, and where it goes on.
 struct Fiber {
@@ -91,6 +91,7 @@ struct Fiber {
 struct Thread {
   State state;
   Fiber* fiber;
+  const std::function<bool()>* condition;
   unsigned operations;  // warp operations so far: two sets of slots are used in turn
 };
 
@@ -101,7 +102,18 @@ Thread* current;
 Thread threads[kMostThreads];
 const std::function<void()>* body;
 std::vector<Fiber*> idle;
+alignas(1024) uint8_t dynamic[232448];
+uint64_t tensor_products = 0;
+struct Report {
+  ~Report() {
+    if (tensor_products) std::printf("# tensor products %llu\n", static_cast<unsigned long long>(tensor_products));
+  }
+} report;
 uint64_t slot[2][kMostThreads];
+const int capability = [] {  // 90: Hopper's kernels too
+  const char* set = std::getenv("TRAIN_CORE_EMU_CAPABILITY");
+  return set ? std::atoi(set) : 80;
+}();
 const bool reverse = [] {
   const char* order = std::getenv("TRAIN_CORE_EMU_ORDER");
   return order && !std::strcmp(order, "reverse");
@@ -149,12 +161,14 @@ bool release(unsigned begin, unsigned end, State barrier) {
 
 // false: some threads wait at a barrier that others don't reach
 bool run_block(unsigned count) {
+  std::memset(dynamic, 0xff, sizeof dynamic);
   std::memset(__start_emu_shared, 0xff, size_t(__stop_emu_shared - __start_emu_shared));
-  for (unsigned t = 0; t < count; t++) threads[t] = {State::fresh, nullptr, 0};
+  for (unsigned t = 0; t < count; t++) threads[t] = {State::fresh, nullptr, nullptr, 0};
   for (;;) {
     bool any = false, all_done = true;
     for (unsigned k = 0; k < count; k++) {
       const unsigned t = reverse ? count - 1 - k : k;
+      if (threads[t].state == State::at_condition && (*threads[t].condition)()) threads[t].state = State::ready;
       if (threads[t].state == State::fresh || threads[t].state == State::ready) resume(t), any = true;
       all_done = all_done && threads[t].state == State::done;
     }
@@ -183,6 +197,16 @@ void wait(Barrier barrier) {
   current->state = barrier == Barrier::block ? State::at_block_barrier : State::at_warp_barrier;
   emu_switch(&current_fiber->here, scheduler);
 }
+
+void wait_until(const std::function<bool()>& condition) {
+  if (condition()) return;
+  current->condition = &condition;
+  current->state = State::at_condition;
+  emu_switch(&current_fiber->here, scheduler);
+}
+
+uint8_t* dynamic_shared() { return dynamic; }
+void count_tensor_product() { tensor_products++; }
 
 cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
   if (block.y != 1 || block.z != 1 || block.x == 0 || block.x > kMostThreads || !grid.x || !grid.y || !grid.z)
@@ -219,7 +243,9 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaS
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 2, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device < 2 ? cudaSuccess : note(cudaErrorInvalidDevice); }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 2
+           : attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10
+                                                            : capability % 10;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {

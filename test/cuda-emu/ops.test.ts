@@ -1,4 +1,4 @@
-// The op tests on CUDA's plain kernels, emulated on a CPU; not run on a GPU. Each file in a process of its own, with the threads of a block
+// The op tests on CUDA's kernels, emulated on a CPU; not run on a GPU. Each file in a process of its own, with the threads of a block
 // in order and backwards: the results must be the same, bit for bit.
 import assert from 'node:assert/strict'
 import { readdirSync } from 'node:fs'
@@ -16,20 +16,35 @@ test('csrc/cuda builds with the C++ compiler', { skip: noStandIn }, () => {
   assert.ok(files.length >= 10, `found ${files.join(', ')}`)
 })
 
+const ORDERS = ['forward', 'reverse']
+async function runBothWays(file: string, capability: string): Promise<number> {
+  const digests = new Set<string>()
+  let tensorProducts = 0
+  for (const order of ORDERS) {
+    const env = {
+      TRAIN_CORE_CUDA_LIBRARY: library,
+      TRAIN_CORE_TEST_DEVICES: 'cuda',
+      TRAIN_CORE_TEST_QUICK: '1',
+      TRAIN_CORE_EMU_ORDER: order,
+      TRAIN_CORE_EMU_CAPABILITY: capability,
+    }
+    const ran = await inChild(env, path.join(folder, file))
+    assert.ok(ran.tests > 0, `${file} ran no test through forEachDevice()`)
+    assert.equal(ran.isa, 'cuda')
+    digests.add(ran.digest)
+    tensorProducts += ran.tensorProducts
+  }
+  assert.equal(digests.size, 1, `${file}: results depend on the order of threads`)
+  return tensorProducts
+}
+
 for (const file of files)
   test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
-    const digests = new Set<string>()
-    for (const order of ['forward', 'reverse']) {
-      const env = {
-        TRAIN_CORE_CUDA_LIBRARY: library,
-        TRAIN_CORE_TEST_DEVICES: 'cuda',
-        TRAIN_CORE_TEST_QUICK: '1',
-        TRAIN_CORE_EMU_ORDER: order,
-      }
-      const ran = await inChild(env, path.join(folder, file))
-      assert.ok(ran.tests > 0, `${file} ran no test through forEachDevice()`)
-      assert.equal(ran.isa, 'cuda')
-      digests.add(ran.digest)
-    }
-    assert.equal(digests.size, 1, `${file}: results depend on the order of threads`)
+    assert.equal(await runBothWays(file, '80'), 0)
+  })
+
+// The families that use Hopper's tensor cores (csrc/cuda/*_sm90.cu).
+for (const file of ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js'])
+  test(`${file} on emulated tensor cores`, { skip: noStandIn }, async () => {
+    assert.ok((await runBothWays(file, '90')) > 0, 'no tensor core was used')
   })

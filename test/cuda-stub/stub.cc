@@ -1,4 +1,4 @@
-// A train_core_cuda.so for the tests of csrc/cuda.cc: the interface of csrc/cuda/abi.h over host memory, with the ops
+// A train_core_cuda.so for the tests of csrc/cuda_library.cc: the interface of csrc/cuda/abi.h over host memory, with the ops
 // fill and add, and gelu_forward, which fails as a kernel does, later. TRAIN_CORE_STUB picks what is wrong with it:
 //   abi, args, version: of another build    no-device: nothing to run on    open: the device can't be opened
 #include <cstdio>

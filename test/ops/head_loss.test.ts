@@ -137,9 +137,16 @@ function runBackward(c: HeadCase, rows: LossRows, inputs: Inputs, outputs: reado
   return run('head_loss_backward', [hidden, head, targets, weights, ...t, seed], outputs, scalars)
 }
 
+// On CUDA, tensor cores take aligned tensors only, and add in another order; a rounded gradient of a logit may move by one place.
+function assertNear(got: Float64Array, want: Float64Array, name: string): void {
+  const bound = Math.max(...want.map(Math.abs)) / 128
+  for (let k = 0; k < want.length; k++)
+    assert.ok(Math.abs(got[k]! - want[k]!) <= bound, `${name}: at [${k}] got ${got[k]}, want ${want[k]}`)
+}
+
 forEachDevice(
   'unaligned tensors give the same, and nothing around them is touched',
-  async (_, precision) => {
+  async (open, precision) => {
     const random = new Random(3)
     for (const c of someOf(CASES.slice(0, 5), 3)) {
       const rows = new LossRows(c, random)
@@ -168,7 +175,9 @@ forEachDevice(
         outs.map(o => o.tensor),
       )
       for (const [k, plain] of [dHidden, dHead, parts].entries()) {
-        assertSame(await valuesOf(outs[k]!.tensor), await valuesOf(plain!), `${nameOf(c)} output ${k}`)
+        const [got, want] = [await valuesOf(outs[k]!.tensor), await valuesOf(plain!)]
+        if (open.name === 'cuda') assertNear(got, want, `${nameOf(c)} output ${k}`)
+        else assertSame(got, want, `${nameOf(c)} output ${k}`)
         await outs[k]!.intact()
       }
       const [onlyHidden, none] = runBackward(c, rows, inputs, [NEW, SKIP, SKIP])

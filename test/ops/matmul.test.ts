@@ -148,6 +148,84 @@ forEachDevice(
   { ops },
 )
 
+// Rows of whole 16 bytes, partial tiles at every end: what kernels for matrix units take, in each of their forms.
+forEachDevice(
+  'aligned products: every transpose with every epilogue',
+  async (_device, precision) => {
+    const random = new Random(14)
+    const [M, N, K] = [200, 328, 136]
+    const bias = randomTensor(random, [N], precision)
+    const [residual, pre] = [randomTensor(random, [M, N], precision), randomTensor(random, [M, N], precision)]
+    const [c, r, p] = [await valuesOf(bias), await valuesOf(residual), await valuesOf(pre)]
+    for (const [transA, transB] of [
+      [false, false],
+      [false, true],
+      [true, false],
+    ] as const) {
+      const a = randomTensor(random, transA ? [K, M] : [M, K], precision)
+      const b = randomTensor(random, transB ? [N, K] : [K, N], precision, 1 / Math.sqrt(K))
+      const [x, y] = [await valuesOf(a), await valuesOf(b)]
+      const before = Tensor.from(Float32Array.from(random.normal(M * N)), [M, N])
+      const was = await valuesOf(before)
+      const flags = [transA ? 1 : 0, transB ? 1 : 0] as const
+      const product = (inputs: (Tensor | null)[], epilogue: number, dtype: number): Tensor[] =>
+        run('matmul', [a, b, ...inputs], [NEW, epilogue === 1 ? NEW : SKIP], [...flags, epilogue, dtype, 0]) as Tensor[]
+      const forms = (round?: (v: number) => number): Record<string, Float64Array> => {
+        const sum = reference.matmul(x, y, { M, N, K, transA, transB }, round)
+        const linear = reference.addRow(sum, c, round)
+        return {
+          plain: sum,
+          f32: sum,
+          added: reference.add(was, sum, round),
+          bias: linear,
+          pre: linear,
+          gelu: linear.map(v => reference.gelu(v, round)),
+          residual: reference.add(linear, r, round),
+          'residual alone': reference.add(sum, r, round),
+          slope: sum.map((v, k) => v * reference.geluDerivative(p[k]!, round)),
+        }
+      }
+      const [want, low] = [forms(), forms(Math.fround)]
+      const [gelu, kept] = product([bias], 1, -1)
+      run('matmul', [a, b], [before, SKIP], [...flags, 0, 0, 1])
+      const got: Record<string, Tensor> = {
+        plain: product([], 0, -1)[0]!,
+        f32: product([], 0, 0)[0]!,
+        added: before,
+        bias: product([bias], 0, -1)[0]!,
+        pre: kept!,
+        gelu: gelu!,
+        residual: product([bias, residual], 0, -1)[0]!,
+        'residual alone': product([null, residual], 0, -1)[0]!,
+        slope: product([null, null, pre], 2, -1)[0]!,
+      }
+      for (const [form, tensor] of Object.entries(got)) {
+        const name = `${form}${transA ? ' transA' : ''}${transB ? ' transB' : ''}`
+        assertClose(await valuesOf(tensor), want[form]!, {
+          name,
+          dtype: tensor.dtype as Precision,
+          low: low[form]!,
+          shape: [M, N],
+        })
+      }
+    }
+    // few tiles, a long inner dimension
+    const [long, side] = [2048, 72]
+    const [a, b] = [randomTensor(random, [long, side], precision), randomTensor(random, [long, side], precision)]
+    const [x, y] = [await valuesOf(a), await valuesOf(b)]
+    const shape = { M: side, N: side, K: long, transA: true, transB: false }
+    const [want, low] = [reference.matmul(x, y, shape), reference.matmul(x, y, shape, Math.fround)]
+    for (const dtype of ['f32', 'bf16'] as const)
+      assertClose(await matmul(a, b, { transA: true, dtype }).toFloat32(), want, {
+        name: `long ${dtype}`,
+        dtype,
+        low,
+        scale: Math.sqrt(long),
+      })
+  },
+  { ops },
+)
+
 forEachDevice(
   'column_sum adds rows, into an output that is given too',
   async (_device, precision) => {

@@ -30,6 +30,7 @@ extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 namespace emu {
 enum class Barrier { block, warp };
 void wait(Barrier barrier);
+void wait_until(const std::function<bool()>& condition);
 uint64_t* slots();  // one word for each thread of the block, for the shuffle under way
 template <class T>
 T shuffle(T x, unsigned from) {
@@ -129,6 +130,12 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 template <class F>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F) {
   return cudaSuccess;
+}
+
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+template <class F>
+cudaError_t cudaFuncSetAttribute(F, int, int bytes) {
+  return bytes <= 232448 ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 namespace emu {

@@ -1,5 +1,5 @@
 // Opens train_core_cuda.so (beside the .node, or where TRAIN_CORE_CUDA_LIBRARY says) and wraps its C interface.
-#include "cuda.h"
+#include "cuda_library.h"
 
 #include <dlfcn.h>
 

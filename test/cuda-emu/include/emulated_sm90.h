@@ -1,0 +1,175 @@
+// The functions of csrc/cuda/ptx_sm90.cuh and wgmma_sm90.cuh on a CPU. Copies and products are done at once, in the
+// order in which the threads run, so what is shown is indexing, swizzles and who waits for whom, not asynchrony.
+#pragma once
+#include "../../../csrc/cuda/common.cuh"
+
+#define __grid_constant__
+
+namespace emu {
+uint8_t* dynamic_shared();  // kDynamicShared bytes, NaN when a block starts; shared addresses are offsets in it
+void count_tensor_product();
+}  // namespace emu
+
+namespace tc::cuda {
+
+struct CUtensorMap {
+  char* data;
+  int64_t rows, columns, pitch, size, box_rows;
+};
+inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t columns, int64_t pitch, int box_rows) {
+  *map = {static_cast<char*>(data.data), rows, columns, pitch, data.is_bf16 ? 2 : 4, box_rows};
+  return true;
+}
+
+inline uint32_t shared_base() { return 0; }
+inline uint8_t* shared_at(uint32_t at) { return emu::dynamic_shared() + at; }
+inline uint32_t swizzled(uint32_t at) { return at ^ ((at >> 7 & 7) << 4); }
+
+// An mbarrier in its 8 bytes.
+struct Barrier {
+  int64_t bytes : 32;
+  uint64_t count : 12, pending : 12, phase : 1;
+  void settle() {
+    if (pending || bytes) return;
+    phase = !phase;
+    pending = count;
+  }
+};
+static_assert(sizeof(Barrier) == 8);
+inline Barrier& barrier_at(uint32_t bar) { return *reinterpret_cast<Barrier*>(shared_at(bar)); }
+inline void barrier_init(uint32_t bar, int count) {
+  Barrier& b = barrier_at(bar);
+  b.bytes = 0;
+  b.count = b.pending = uint64_t(count);
+  b.phase = 0;
+}
+inline void barrier_init_done() {}
+inline void barrier_arrive(uint32_t bar) {
+  Barrier& b = barrier_at(bar);
+  b.pending = b.pending - 1;
+  b.settle();
+}
+inline void barrier_expect(uint32_t bar, int bytes) {
+  Barrier& b = barrier_at(bar);
+  b.bytes = b.bytes + bytes;
+  barrier_arrive(bar);
+}
+inline void barrier_wait(uint32_t bar, uint32_t parity) {
+  emu::wait_until([=] { return barrier_at(bar).phase != parity; });
+}
+
+// f(element in global memory or null, its place in shared memory, row, column) over a box
+template <class F>
+void for_box(const CUtensorMap* map, uint32_t at, int x, int y, F&& f) {
+  for (int64_t r = 0; r < map->box_rows; r++)
+    for (int64_t k = 0; k < 128 / map->size; k++) {
+      const int64_t row = y + r, column = x + k;
+      const bool inside = row < map->rows && column < map->columns;
+      f(inside ? map->data + (row * map->pitch + column) * map->size : nullptr,
+        shared_at(swizzled(at + uint32_t(r * 128 + k * map->size))));
+    }
+}
+inline void box_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y) {
+  for_box(map, to, x, y, [&](const char* global, uint8_t* shared) {
+    if (global)
+      std::memcpy(shared, global, size_t(map->size));
+    else
+      std::memset(shared, 0, size_t(map->size));
+  });
+  Barrier& b = barrier_at(bar);
+  b.bytes = b.bytes - int(map->box_rows) * 128;
+  b.settle();
+}
+inline void box_store(const CUtensorMap* map, uint32_t from, int x, int y) {
+  for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
+    if (global) std::memcpy(global, shared, size_t(map->size));
+  });
+}
+inline void box_add(const CUtensorMap* map, uint32_t from, int x, int y) {
+  for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
+    float sum, more;
+    if (!global) return;
+    std::memcpy(&sum, global, 4);
+    std::memcpy(&more, shared, 4);
+    sum += more;
+    std::memcpy(global, &sum, 4);
+  });
+}
+inline void store_commit() {}
+template <int N>
+void store_wait_read() {}
+template <int N>
+void store_wait() {}
+inline void fence_async() {}
+inline void prefetch_map(const CUtensorMap*) {}
+inline void wgmma_fence() {}
+inline void wgmma_commit() {}
+template <int N>
+void wgmma_wait() {}
+template <int N>
+void fewer_registers() {}
+template <int N>
+void more_registers() {}
+
+// Matrix m's rows are at the addresses of lanes 8m .. 8m + 7; lane l has two elements of row l / 4.
+inline uint8_t* matrix_row(uint32_t mine, int m) {
+  const uint32_t row = emu::shuffle(mine, unsigned(8 * m + int(threadIdx.x % 32) / 4));
+  return shared_at(row) + threadIdx.x % 4 * 4;
+}
+inline void matrices_store(uint32_t to, const uint32_t (&x)[4]) {
+  for (int m = 0; m < 4; m++) std::memcpy(matrix_row(to, m), &x[m], 4);
+  __syncwarp();
+}
+inline void matrices_load(uint32_t from, uint32_t (&x)[4]) {
+  for (int m = 0; m < 4; m++) std::memcpy(&x[m], matrix_row(from, m), 4);
+  __syncwarp();
+}
+inline void pair_store(uint32_t to, float x, float y) {
+  std::memcpy(shared_at(to), &x, 4);
+  std::memcpy(shared_at(to + 4), &y, 4);
+}
+inline uint32_t pack_bf16(float low, float high) {
+  bf16 a, b;
+  from_float(a, low);
+  from_float(b, high);
+  return uint32_t(b.bits) << 16 | a.bits;
+}
+inline float fast_exp2(float x) { return std::exp2(x); }
+inline float fast_reciprocal(float x) { return 1 / x; }
+
+// Element (line, step) of the operand behind a descriptor: 64 or more lines, 16 steps.
+inline float operand(uint64_t descriptor, bool mn_major, int line, int step) {
+  const uint32_t at = uint32_t(descriptor & 0x3fff) << 4, lead = uint32_t(descriptor >> 16 & 0x3fff) << 4,
+                 stride = uint32_t(descriptor >> 32 & 0x3fff) << 4;
+  const uint32_t offset = mn_major ? line / 64 * lead + step / 8 * stride + step % 8 * 128 + line % 64 * 2
+                                   : line / 8 * stride + line % 8 * 128 + step * 2;
+  bf16 x;
+  std::memcpy(&x, shared_at(swizzled(at + offset)), 2);
+  return to_float(x);
+}
+
+// Thread t of a warpgroup has rows 16 (t / 32) + (t % 32) / 4 (+ 8) and columns 8 j + 2 (t % 4) (+ 1).
+template <int N, int TA, int TB>
+struct Wgmma {
+  static void multiply(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+    const int t = int(threadIdx.x) % 128, row = t / 32 * 16 + t % 32 / 4;
+    float of_a[2][16];
+    for (int r = 0; r < 2; r++)
+      for (int k = 0; k < 16; k++) of_a[r][k] = operand(a, TA, row + 8 * r, k);
+    for (int j = 0; j < N / 8; j++)
+      for (int column = 0; column < 2; column++) {
+        float sums[2] = {};
+        for (int k = 0; k < 16; k++) {
+          const float x = operand(b, TB, 8 * j + 2 * (t % 4) + column, k);
+          for (int r = 0; r < 2; r++) sums[r] += of_a[r][k] * x;
+        }
+        for (int r = 0; r < 2; r++) {
+          float& to = d[4 * j + 2 * r + column];
+          to = (accumulate ? to : 0) + sums[r];
+        }
+      }
+    emu::count_tensor_product();
+  }
+};
+
+}  // namespace tc::cuda
