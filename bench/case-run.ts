@@ -8,6 +8,9 @@ import type { Timed } from './measure.js'
 
 /** A case ready to be timed. */
 export interface Ready extends Timed {
+  /** sets of tensors that take turns, and the bytes of all but one of them */
+  readonly sets: number
+  readonly spareBytes: number
   /** fails when the result is not what the case's formula, or a law, gives */
   check(): Promise<void>
 }
@@ -27,6 +30,8 @@ async function checkCall(live: LiveCase): Promise<void> {
 export function readyOp(spec: CallSpec, device: Device, cacheBytes: number): Ready {
   const live = new LiveCase(spec, device, cacheBytes)
   return {
+    sets: live.sets.length,
+    spareBytes: live.spareBytes,
     run: async count => {
       for (let k = 0; k < count; k++) live.queue()
       await device.sync()

@@ -3,7 +3,6 @@ import { device as openDevice } from '../lib/device.js'
 import { type BenchCase, caseName, type Precision } from './case.js'
 import { type Ready, readyOp } from './case-run.js'
 import { benchCases } from './cases.js'
-import { callBytes, rotation } from './live.js'
 import { cacheBytes, type Fingerprint, fingerprint } from './machine.js'
 import { type MeasureOptions, measure, QUICK, THOROUGH } from './measure.js'
 import { measurePeaks } from './peaks.js'
@@ -44,19 +43,16 @@ async function measureCase(c: BenchCase, job: Job): Promise<Measured> {
   const cache = cacheBytes()
   const ready: Ready = c.step ? await LiveStep.create(c.step, c.dtype, device) : readyOp(c.call!, device, cache)
   await ready.check()
-  const sets = c.call ? rotation(callBytes(c.call), cache) : 1
   await ready.run(1)
   device.resetPeak()
   const samples = await measure(ready, job.quick ? QUICK : c.step ? STEPS : THOROUGH)
-  // What further sets of tensors hold is the bench's own.
-  const peak = device.info().peak - (c.call ? (sets - 1) * callBytes(c.call) : 0)
   return {
     median_ms: median(samples),
     p20_ms: quantile(samples, 0.2),
     p80_ms: quantile(samples, 0.8),
     n: samples.length,
-    peak_bytes: peak,
-    rivals: job.rivals ? await compareAll(c, ready, sets, device.info().threads) : [],
+    peak_bytes: device.info().peak - ready.spareBytes,
+    rivals: job.rivals ? await compareAll(c, ready, ready.sets, device.info().threads) : [],
   }
 }
 

@@ -124,11 +124,15 @@ export function rotation(bytes: number, cacheBytes: number): number {
 /** The sets of one case, taken in turn. */
 export class LiveCase {
   readonly sets: readonly LiveCall[]
+  /** bytes of all sets but one: the bench's own, not the case's */
+  readonly spareBytes: number
   #next = 0
 
   constructor(spec: CallSpec, device: Device, cacheBytes: number) {
     const count = rotation(callBytes(spec), cacheBytes)
+    const before = device.info().live
     this.sets = Array.from({ length: count }, () => liveCall(spec, device))
+    this.spareBytes = ((device.info().live - before) * (count - 1)) / count
   }
 
   /** Queues one call on the next set. */

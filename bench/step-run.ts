@@ -23,6 +23,8 @@ function batchOf(index: number, { B, T }: StepSpec, vocab: number): Batch {
 
 /** A trainer of the case's model, with one batch after another. */
 export class LiveStep implements Ready {
+  readonly sets = 1
+  readonly spareBytes = 0
   readonly trainer: Trainer
   readonly #batches: readonly Batch[]
   #steps = 0
