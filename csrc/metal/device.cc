@@ -19,7 +19,8 @@ bool plain_setting() {
 }
 }  // namespace
 
-MetalDevice::MetalDevice(std::unique_ptr<Runtime> runtime) : runtime_(std::move(runtime)), plain_(plain_setting()) {
+MetalDevice::MetalDevice(std::unique_ptr<Runtime> runtime)
+    : runtime_(std::move(runtime)), plain_(plain_setting() || !runtime_->has_simdgroup_matrix()) {
   faults_ = static_cast<int32_t*>(allocate(kFaultSlots * kFaultBytes));
   if (!faults_) throw Error("ERR_MEMORY", "metal: out of memory when the device was opened");
 }

@@ -38,7 +38,7 @@ class MetalDevice : public Device {
   void forget(const void* data, size_t bytes);
   Pipeline* pipeline(const char* file, const std::string& kernel, const Constant* constants, int count);
   uint32_t max_threads(const Pipeline* pipeline) const { return runtime_->max_threads(pipeline); }
-  // Whether kernels do without simdgroup_matrix (TRAIN_CORE_METAL_PLAIN=1).
+  // Whether kernels do without simdgroup_matrix: TRAIN_CORE_METAL_PLAIN=1, or the GPU lacks it.
   bool plain() const { return plain_; }
   // `seconds`: how long it may take on a slow GPU. Command buffers are sent off before the system would stop them.
   void dispatch(const Dispatch& dispatch, double seconds);

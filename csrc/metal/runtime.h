@@ -40,8 +40,9 @@ struct Dispatch {
 class Runtime {
  public:
   virtual ~Runtime() = default;
-  virtual const char* description() const = 0;                  // "Apple M2, macOS 14.5"
-  virtual size_t memory() const = 0;                            // bytes that may be used
+  virtual const char* description() const = 0;  // "Apple M2, macOS 14.5"
+  virtual size_t memory() const = 0;            // bytes that may be used
+  virtual bool has_simdgroup_matrix() const { return true; }
   virtual Buffer* allocate(size_t bytes, void** contents) = 0;  // nullptr: out of memory. Called on any thread
   virtual void release(Buffer* buffer) = 0;
   // A kernel of a file of csrc/metal; nullptr and the compiler's message when there is none. Lives as long as the

@@ -1,0 +1,17 @@
+# Writes OUT, a C++ file with the text of each kernel file of FOLDER behind prelude.metal and params.h: what kSources of
+# sources.h is.
+file(GLOB KERNELS "${FOLDER}/*.metal")
+file(READ "${FOLDER}/prelude.metal" PRELUDE)
+file(READ "${FOLDER}/params.h" PARAMS)
+set(TEXT "#include \"sources.h\"\nnamespace tc::metal {\nconst Source kSources[] = {\n")
+set(COUNT 0)
+foreach(FILE ${KERNELS})
+  get_filename_component(NAME "${FILE}" NAME_WE)
+  if(NOT NAME STREQUAL "prelude")
+    file(READ "${FILE}" KERNEL)
+    string(APPEND TEXT "{\"${NAME}\", R\"metal(${PRELUDE}${PARAMS}\n#line 1 \"${NAME}.metal\"\n${KERNEL})metal\"},\n")
+    math(EXPR COUNT "${COUNT} + 1")
+  endif()
+endforeach()
+string(APPEND TEXT "};\nconst int kSourceCount = ${COUNT};\n}  // namespace tc::metal\n")
+file(WRITE "${OUT}" "${TEXT}")
