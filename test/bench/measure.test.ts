@@ -10,7 +10,7 @@ const sleeper = (ms: number) => ({ run: (count: number): Promise<void> => sleep(
 test('samples are ms of one unit, however many make a sample', async () => {
   // A sample is of 3 units, 21 ms; the fastest one, since a busy machine wakes sleepers late.
   const ms = Math.min(...(await measure(sleeper(7), QUICK)))
-  assert.ok(ms >= 6.9 && ms < 20, `${ms}`)
+  assert.ok(ms >= 6 && ms < 20, `${ms}`)
   assert.ok((await calibrate(sleeper(50))) === 1)
   const many = await calibrate(sleeper(1))
   assert.ok(many > 1 && many < 30, `${many}`)
