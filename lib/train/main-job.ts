@@ -73,7 +73,7 @@ const SEQ_LEN = 256
 const BATCH_SIZE = 8
 const TEACHER = { layers: 4, heads: 4, width: 256 }
 const STUDENT = { layers: 2, heads: 4, width: 128 }
-const TEACHER_STEPS = 1000
+const TEACHER_STEPS = 800
 const STUDENT_STEPS = 600
 /** Share of the text that no model is trained on: its end. */
 const HELD_OUT = 0.1
@@ -196,7 +196,7 @@ class MainJob {
 
   /** The run that makes the teacher, in a folder named by all that decides what comes of it; and its result. */
   #cached(): { stage: Stage; final: string } {
-    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 1e-3, seed: 0, out: '' } as const
+    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 2e-3, seed: 0, out: '' } as const
     const config = this.#config(TEACHER)
     const settings = JSON.stringify([config, stage, this.#data.hash, this.#device.name, this.#precision, BATCH_SIZE])
     const key = createHash('sha256').update(settings).digest('hex').slice(0, 16)
@@ -225,6 +225,7 @@ class MainJob {
       lr,
       seed,
       out,
+      beta2: 0.99,
       batchSize: BATCH_SIZE,
       seqLen: SEQ_LEN,
       device: this.#device.name,
