@@ -29,6 +29,22 @@ uint64_t saved_state() {
 }
 bool has_bits(uint64_t value, uint64_t bits) { return (value & bits) == bits; }
 
+// 8 tiles of 16 rows of 64 bytes, saved by the operating system (XCR0 bits 17 and 18), and Linux' permission to use
+// them, asked for once for the whole process (ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA).
+bool may_use_tiles([[maybe_unused]] unsigned d7, [[maybe_unused]] uint64_t saved) {
+#if defined(__linux__) && defined(TC_HAVE_AMX)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  unsigned a, b, c, d;
+  if (!has_bits(d7, kAmxBf16 | kAmxTile) || !has_bits(saved, 0x60000)) return false;
+  if (!__get_cpuid_count(0x1d, 1, &a, &b, &c, &d) || b >> 16 < 8 || (b & 0xffff) < 64 || (c & 0xffff) < 16)
+    return false;
+  static const bool permitted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+
 bool processor_has(Isa isa) {
   unsigned a, b, c, d, c1, b7, d7, a71;
   if (!__get_cpuid(1, &a, &b, &c1, &d) || !__get_cpuid_count(7, 0, &a, &b7, &c, &d7)) return isa == Isa::scalar;
@@ -47,16 +63,8 @@ bool processor_has(Isa isa) {
       return avx512;
     case Isa::avx512bf16:
       return bf16;
-    case Isa::amx: {
-#if defined(__linux__) && defined(TC_HAVE_AMX)
-      // Tiles need the processor (AMX-BF16, AMX-TILE), the saved state bits 17 and 18, and the kernel's permission, per
-      // process.
-      if (!bf16 || !(d7 & (1u << 22)) || !(d7 & (1u << 24)) || !has_bits(saved, 0x60000)) return false;
-      return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-#else
-      return false;
-#endif
-    }
+    case Isa::amx:
+      return bf16 && may_use_tiles(d7, saved);
     default:
       return false;
   }
