@@ -8,6 +8,8 @@
 
 namespace tc::cpu {
 
+struct MatmulKernel;
+
 enum class Epilogue : int32_t { none, gelu, gelu_backward };
 
 // out[M,N] = epilogue(op(a)[M,K] · op(b)[K,N] + bias) + residual (+ out where accumulate), f32 sums.
@@ -25,7 +27,8 @@ struct Gemm {
   const void* pre = nullptr;       // [M,N], row stride N: the pre-activation of gelu_backward
   void* pre_out = nullptr;         // [M,N], row stride N: where gelu keeps its pre-activation
   DType bias_type = DType::f32, residual_type = DType::f32, pre_type = DType::f32;
-  void* workspace = nullptr;  // gemm_workspace() bytes, 64-byte aligned
+  void* workspace = nullptr;             // gemm_workspace() bytes, 64-byte aligned
+  const MatmulKernel* kernel = nullptr;  // null: the best that the target has for these types
 };
 const char* gemm_kernel(const Gemm& g);  // the instruction set that multiplies it, as target_name() has it
 size_t gemm_workspace(const Gemm& g, int threads);

@@ -83,10 +83,11 @@ inline void prefetch_lines(const MatmulLines& p, int64_t line, int64_t s) {
   if (form == kPairs) _mm_prefetch(data + p.ld * 2, _MM_HINT_T0);
 }
 
-// out[panel][step][width]
-template <Form form>
+// out[panel][step][width], whole groups of steps
+template <Form form, int group = 1>
 void pack_lines(float* out, int width, const MatmulLines& p) {
-  const int64_t steps = steps_of<form>(p), panels = (p.count + width - 1) / width;
+  const int64_t present = steps_of<form>(p), steps = (present + group - 1) / group * group;
+  const int64_t panels = (p.count + width - 1) / width;
   if (p.k_major) {
     for (int64_t s = 0; s < steps; s++)
       for (int64_t panel = 0; panel < panels; panel++)
@@ -94,7 +95,7 @@ void pack_lines(float* out, int width, const MatmulLines& p) {
           MatmulLines here = p;
           if (here.count > (panel + 1) * width) here.count = (panel + 1) * width;
           prefetch_lines<form>(p, panel * width + line, s + kPrefetchSteps);
-          const __m512i x = load_lines<form>(here, panel * width + line, s);
+          const __m512i x = s < present ? load_lines<form>(here, panel * width + line, s) : _mm512_setzero_si512();
           _mm512_mask_storeu_epi32(out + (panel * steps + s) * width + line, first(width - line), x);
         }
     return;

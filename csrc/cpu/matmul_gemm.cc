@@ -11,6 +11,7 @@
 //     AVX2, 6x16 tile                     208   half of it until its loops were unrolled early enough
 //     AVX-512, 14x32 tile                 213   85-92 % of the products alone on all of GPT-2's shapes
 //     AVX512-BF16, 14x32 tile of pairs    425   with GELU and its pre-activation stored (768 -> 3072): 355
+//     AMX, 32x32 tile of pairs            not timed yet, see matmul_amx.cc
 //
 // Blocks of 384 to 1,024 steps, 64 to 192 columns, 512 or 1,024 rows: no difference beyond the noise.
 //
@@ -35,9 +36,8 @@ namespace tc::cpu {
 
 namespace {
 
-// Tuned for 1 MiB of L2 a core: one packed B block (<= 384 KiB), the sums of a task (<= 256 KiB) and the A panels
-// passing by.
-constexpr int64_t kStepBlock = 768;       // steps multiplied at a time
+// Tuned for 1 MiB of L2 a core: one packed B block (768 steps: <= 384 KiB), the sums of a task (<= 256 KiB) and the A
+// panels passing by.
 constexpr int64_t kStepSuper = 4 * 768;   // steps of A packed at a time
 constexpr int64_t kPackedA = 4 << 20;     // elements (4 bytes) of A packed at a time: 16 MiB
 constexpr int64_t kRowChunk = 512;        // rows of a task: each task packs its own B, so fewer would repeat that
@@ -55,7 +55,11 @@ int64_t balanced(int64_t n, int64_t most, int64_t unit) {
   return round_up(divide_up(std::max<int64_t>(n, 1), divide_up(std::max<int64_t>(n, 1), most)), unit);
 }
 
-const MatmulKernel& choose_kernel([[maybe_unused]] const Gemm& g) {
+const MatmulKernel& choose_kernel(const Gemm& g) {
+  if (g.kernel) return *g.kernel;
+#if defined(TC_HAVE_AMX)
+  if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target_at_least(Isa::amx)) return matmul_amx;
+#endif
 #if defined(TC_HAVE_AVX512BF16)
   if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target_at_least(Isa::avx512bf16)) return matmul_avx512bf16;
 #endif
@@ -78,8 +82,8 @@ struct Plan {
   size_t a_bytes, slab_bytes = 0, b_bytes = 0, slot_bytes;
 
   explicit Plan(const Gemm& g) : kernel(choose_kernel(g)), thin(kernel.multiply_thin && g.M <= kThinRows) {
-    steps = kernel.pairs ? divide_up(g.K, 2) : g.K;
-    step_block = thin ? std::max<int64_t>(steps, 1) : balanced(steps, kStepBlock, 2);
+    steps = round_up(kernel.pairs ? divide_up(g.K, 2) : g.K, kernel.group);
+    step_block = thin ? std::max<int64_t>(steps, 1) : balanced(steps, kernel.step_block, std::max(kernel.group, 2));
     step_super = std::min(round_up(kStepSuper, step_block), round_up(std::max<int64_t>(steps, 1), step_block));
     row_super = balanced(g.M, std::max(kPackedA / step_super, kRowChunk), kernel.mr);
     row_chunk = balanced(std::min(g.M, row_super), kRowChunk, kernel.mr);
@@ -163,7 +167,7 @@ struct Pass {
   void pack_a(int64_t row, int64_t rows) const {
     const MatmulLines from =
         lines(g.a, g.a_type, g.lda, g.trans_a, m0 + row, std::min(rows, m1 - m0 - row), s0, s1 - s0);
-    p.kernel.pack(packed_a(row, 0), p.kernel.mr, &from);
+    (p.kernel.pack_a ? p.kernel.pack_a : p.kernel.pack)(packed_a(row, 0), p.kernel.mr, &from);
   }
 
   void pack_b(float* out, int64_t n, int64_t columns, int64_t step, int64_t steps) const {
@@ -179,8 +183,7 @@ struct Pass {
     for (int64_t i = 0; i < g.M; i++) finish_row(g, i, n, columns, sums + i * p.column_block);
   }
 
-  void tile(int64_t slot, int64_t index) const {
-    if (p.thin) return thin_tile(slot, index);
+  void thick_tile(int64_t slot, int64_t index) const {
     const int64_t chunks = divide_up(m1 - m0, p.row_chunk);
     const int64_t r0 = index % chunks * p.row_chunk, r1 = std::min(r0 + p.row_chunk, m1 - m0);
     const int64_t n = index / chunks * p.column_block, columns = std::min(p.column_block, g.N - n);
@@ -201,6 +204,12 @@ struct Pass {
         for (int64_t i = 0; last && i < rows; i++) finish_row(g, m0 + r + i, n, columns, c + i * p.column_block);
       }
     }
+  }
+
+  void tile(int64_t slot, int64_t index) const {
+    if (p.kernel.begin) p.kernel.begin();
+    p.thin ? thin_tile(slot, index) : thick_tile(slot, index);
+    if (p.kernel.end) p.kernel.end();
   }
 };
 
