@@ -12,3 +12,13 @@ for (const file of ['model/gpt2.test', 'model/weights.test', 'train/goldens.test
     assert.ok(ran.tests > 0, `${file} ran no test on metal`)
     assert.equal(ran.isa, 'metal')
   })
+
+// Without simdgroup_matrix, and with another map of 8x8 matrix elements to lanes, on which no kernel leans.
+for (const [name, value] of [
+  ['TRAIN_CORE_METAL_PLAIN', '1'],
+  ['TRAIN_CORE_METAL_LAYOUT', 'other'],
+] as const)
+  test(`models on emulated Metal with ${name}=${value}`, { skip: emulatorReason() }, async () => {
+    const ran = await runEmulated(path.join(import.meta.dirname, '../model/gpt2.test.js'), { [name]: value })
+    assert.ok(ran.tests > 0, 'no test ran on metal')
+  })

@@ -233,6 +233,18 @@ forEachDevice(
 )
 
 forEachDevice(
+  'queries beyond the last key',
+  async (_, precision) => {
+    for (const mask of ['none', 'tree'] as const) {
+      const r = await Run.make({ B: 2, H: 1, D: 16, Tq: 5, Tk: 9, past: 7, mask }, new Random(22), precision)
+      await r.checkForward(precision)
+      await r.checkBackward(precision)
+    }
+  },
+  { ops: BOTH },
+)
+
+forEachDevice(
   'attention gradient check',
   async (_, precision) => {
     const random = new Random(3)

@@ -170,6 +170,10 @@ onEachDevice(
       embedding(at([0, 1, 5, 2]), wte, null, { vocab: 5 }),
       '[embedding_forward] token id 5 at row 2 is outside the vocabulary of 5',
     )
+    await rejects(
+      embedding(at([1000]), wte),
+      '[embedding_forward] token id 1000 at row 0 is outside the vocabulary of 8',
+    )
     await rejects(embedding(at([-1]), wte), '[embedding_forward] token id -1 at row 0 is outside the vocabulary of 8')
     await rejects(
       embedding(at([0, 0, 0, 0, 0]), wte, wpe),
