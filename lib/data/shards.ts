@@ -163,7 +163,7 @@ async function writeShard(
     if (info.tokens === 0) {
       throw new TrainCoreError(
         'ERR_DATA',
-        `[data] text is wanted; ${files.map(file => file.path).join(', ')} hold none`,
+        `[data] text is wanted; there is none in ${files.map(file => file.path).join(', ')}`,
       )
     }
     await rename(temporary, path)
