@@ -1,28 +1,10 @@
 // The rows of the distillation losses, for the ops on logits (loss.cu) and on hidden states (head_loss.cu).
 #pragma once
+#include "../ops/loss_settings.h"
 #include "common.cuh"
 #include "matmul.cuh"
 
 namespace tc::cuda {
-
-// Scalars of the four ops, in ops.def's order.
-struct LossSettings {
-  int64_t vocab;
-  float temperature, beta, w_ce, w_kl, w_rkl, w_jsd;
-  int64_t top_k;  // 0: a full teacher
-
-  explicit LossSettings(const Args& x)
-      : vocab(x.i(0)),
-        temperature(x.f(1)),
-        beta(x.f(2)),
-        w_ce(x.f(3)),
-        w_kl(x.f(4)),
-        w_rkl(x.f(5)),
-        w_jsd(x.f(6)),
-        top_k(x.i(7)) {}
-  __host__ __device__ bool distils() const { return w_kl != 0 || w_rkl != 0 || w_jsd != 0; }
-  __host__ __device__ bool full_teacher() const { return distils() && !top_k; }
-};
 
 // What an op has for each row: [R] targets, [R] weights, the top-k teacher, [1] seed; each may be null.
 struct LossInputs {
