@@ -51,7 +51,7 @@ test('data: missing, of unknown kind, empty, not UTF-8, compressed and cut short
   copyFileSync(place('data.txt'), place('data.csv'))
   await fails(from('data.csv'), /a file of kind \.txt.*got data\.csv/)
   writeFileSync(place('empty.txt'), '')
-  await fails(from('empty.txt'), /text is wanted; empty\.txt/)
+  await fails(from('empty.txt'), /text is wanted; there is none in empty\.txt/)
   writeFileSync(place('latin1.txt'), Buffer.from([0x61, 0xe9, 0x62]))
   await fails(from('latin1.txt'), /latin1\.txt is not UTF-8/)
   writeFileSync(place('cut.txt.gz'), Buffer.from([0x1f, 0x8b, 8, 0, 0, 0]))
