@@ -13,7 +13,11 @@ const EVAL: Options = {
   model: MODEL,
   data: { kind: 'texts', describe: 'files, folders and globs: .txt, .jsonl (.gz, .zst), .bin' },
   tokenizer: TOKENIZER,
-  'text-field': { kind: 'text', describe: 'field of jsonl rows that holds the text', fallback: 'text' },
+  'text-field': {
+    kind: 'text',
+    describe: 'field of jsonl rows that holds the text',
+    fallback: "text; Open Assistant's rows as conversations",
+  },
   'batch-size': { kind: 'number', range: POSITIVE, describe: 'windows at a time', fallback: '8' },
   'seq-len': {
     kind: 'number',

@@ -22,7 +22,11 @@ const TRAIN: Rows = {
   data: ['texts', 'files, folders and globs: .txt, .jsonl (.gz, .zst), .bin'],
   evalData: ['texts', 'held-out data; without it nothing is evaluated'],
   tokenizer: ['text', 'byte, gpt2 or a folder', { fallback: "that of the model's or teacher's folder, else gpt2" }],
-  textField: ['text', 'field of jsonl rows that holds the text'],
+  textField: [
+    'text',
+    'field of jsonl rows that holds the text',
+    { fallback: "text; Open Assistant's rows as conversations" },
+  ],
   steps: ['number', 'optimizer steps'],
   batchSize: ['number', 'B: rows of a micro-batch'],
   seqLen: ['number', 'T: tokens of a row', { fallback: "256, at most the model's positions" }],

@@ -13,7 +13,7 @@ export interface TrainOptions {
   evalData?: readonly string[]
   /** `byte`, `gpt2` or a folder; default: that of the model's or the teacher's folder, else `gpt2` */
   tokenizer?: string
-  /** field of jsonl rows that holds the text; default `text` */
+  /** field of jsonl rows that holds the text; default `text`, and Open Assistant's trees and messages are read as conversations */
   textField?: string
   device?: string
   /** `auto`: bf16 where the device multiplies it faster than f32, else f32 */
@@ -83,9 +83,11 @@ export type ResolvedDistill = Resolved<DistillOptions> & DistillWeights & { init
 
 /** Defaults that do not depend on anything; `warmup`, `minLr`, `seqLen` and `out` are resolved from the others. */
 export const TRAIN_DEFAULTS: Required<
-  Omit<TrainOptions, 'data' | 'evalData' | 'tokenizer' | 'seqLen' | 'warmup' | 'minLr' | 'dropout' | 'out'>
+  Omit<
+    TrainOptions,
+    'data' | 'evalData' | 'tokenizer' | 'textField' | 'seqLen' | 'warmup' | 'minLr' | 'dropout' | 'out'
+  >
 > = {
-  textField: 'text',
   device: 'auto',
   precision: 'auto',
   threads: 0,
@@ -109,7 +111,7 @@ export const TRAIN_DEFAULTS: Required<
 }
 
 /** What a run may leave undefined even when resolved. */
-type Open = 'evalData' | 'tokenizer' | 'dropout' | 'seqLen'
+type Open = 'evalData' | 'tokenizer' | 'textField' | 'dropout' | 'seqLen'
 
 /** Options with every default filled in. */
 export type Resolved<T extends TrainOptions> = T & Required<Omit<TrainOptions, Open>> & Pick<TrainOptions, Open>

@@ -109,6 +109,16 @@ test('the loss falls; rows of the log have what they should; the final model is 
   model.free()
 })
 
+test("Open Assistant's trees are read as conversations, unless a field is named", async () => {
+  const file = join(folder, 'tree.jsonl')
+  const reply = { text: 'It is a whale. '.repeat(9), role: 'assistant', message_id: 'b', parent_id: 'a', replies: [] }
+  const prompt = { text: 'What is it?', role: 'prompter', message_id: 'a', replies: [reply] }
+  writeFileSync(file, `${JSON.stringify({ message_tree_id: 'a', tree_state: 'ready_for_export', prompt })}\n`)
+  const options = { ...BASE, model: MODEL, data: [file], out: out('tree') }
+  assert.ok((await planPretrain(options)).dataTokens > 140)
+  await assert.rejects(planPretrain({ ...options, textField: 'text' }), /no field "text"/)
+})
+
 test('a plan says what a run would do and writes nothing', async () => {
   const plan = await planPretrain({ ...BASE, model: MODEL, out: out('planned') })
   assert.equal(plan.tokensPerStep, 64)
