@@ -126,7 +126,8 @@ async function build(m: Mutant, folder: string): Promise<string> {
 }
 
 const TESTS: Readonly<Record<string, readonly string[]>> = {
-  loss: ['loss', 'head_loss'],
+  attention: ['attention', 'attention_laws'],
+  loss: ['loss', 'cosine_loss', 'head_loss'],
   sample: ['sample', 'head_top_k'],
 }
 
