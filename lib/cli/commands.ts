@@ -1,5 +1,5 @@
 import type { Command } from './command.js'
-import { type Options, POSITIVE, WHOLE } from './options.js'
+import { type Options, POSITIVE, TEXT_FIELD, WHOLE } from './options.js'
 
 const none = async (): Promise<Options> => ({})
 
@@ -13,11 +13,7 @@ const EVAL: Options = {
   model: MODEL,
   data: { kind: 'texts', describe: 'files, folders and globs: .txt, .jsonl (.gz, .zst), .bin' },
   tokenizer: TOKENIZER,
-  'text-field': {
-    kind: 'text',
-    describe: 'field of jsonl rows that holds the text',
-    fallback: "text; Open Assistant's rows as conversations",
-  },
+  'text-field': TEXT_FIELD,
   'batch-size': { kind: 'number', range: POSITIVE, describe: 'windows at a time', fallback: '8' },
   'seq-len': {
     kind: 'number',

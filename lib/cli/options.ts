@@ -25,6 +25,13 @@ export type Values = Readonly<Record<string, unknown>>
 export const WHOLE: Option['range'] = { whole: true, least: 0 }
 export const POSITIVE: Option['range'] = { whole: true, least: 1 }
 
+/** Of every command that reads data. */
+export const TEXT_FIELD: Option = {
+  kind: 'text',
+  describe: 'field of jsonl rows that holds the text',
+  fallback: "text; Open Assistant's rows as conversations",
+}
+
 /** Flags that every command takes. */
 export const COMMON: Options = {
   device: {

@@ -2,7 +2,7 @@ import { PRESET_NAMES } from '../model/config.js'
 import { DISTILL_DEFAULTS } from '../train/objectives.js'
 import { TRAIN_DEFAULTS } from '../train/options.js'
 import { SCHEDULES } from '../train/schedule.js'
-import { kebabCase, type Option, type Options } from './options.js'
+import { kebabCase, type Option, type Options, TEXT_FIELD } from './options.js'
 
 const SHAPE = `L=6,H=6,C=384[,V=..,T=..] or ${PRESET_NAMES.join(', ')}: from scratch; a folder: from its weights`
 
@@ -22,11 +22,7 @@ const TRAIN: Rows = {
   data: ['texts', 'files, folders and globs: .txt, .jsonl (.gz, .zst), .bin'],
   evalData: ['texts', 'held-out data; without it nothing is evaluated'],
   tokenizer: ['text', 'byte, gpt2 or a folder', { fallback: "that of the model's or teacher's folder, else gpt2" }],
-  textField: [
-    'text',
-    'field of jsonl rows that holds the text',
-    { fallback: "text; Open Assistant's rows as conversations" },
-  ],
+  textField: [TEXT_FIELD.kind, TEXT_FIELD.describe, TEXT_FIELD],
   steps: ['number', 'optimizer steps'],
   batchSize: ['number', 'B: rows of a micro-batch'],
   seqLen: ['number', 'T: tokens of a row', { fallback: "256, at most the model's positions" }],

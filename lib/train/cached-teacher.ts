@@ -47,7 +47,7 @@ export async function fillTeacherCache(
           throw new TrainCoreError('ERR_ABORTED', `the teacher cache ${cache.folder} was stopped; it can go on`)
         teacher ??= await loadTeacher()
         made += await makeWindows(cache, teacher, await source.at(index), windows)
-        if (index === 0 || !sample) {
+        if (!sample) {
           await cache.flush()
           sample = await compare(cache, teacher, student, await source.at(index), windows)
         }

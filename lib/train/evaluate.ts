@@ -4,6 +4,7 @@ import type { GPT2 } from '../model/gpt2.js'
 import { headLoss } from '../ops/loss.js'
 import { noGrad } from '../tape.js'
 import { scope, Tensor } from '../tensor.js'
+import { checkSeqLen } from './options.js'
 
 export interface EvaluateOptions {
   /** rows computed at once; the result does not depend on it; default 8 */
@@ -40,8 +41,7 @@ export async function evaluate(
   for (const [name, value] of Object.entries({ batchSize, seqLen }))
     if (!Number.isInteger(value) || value < 1)
       throw new TrainCoreError('ERR_ARGUMENT', `${name} must be an integer of 1 or more; got ${value}`)
-  if (seqLen > config.positions)
-    throw new TrainCoreError('ERR_CONFIG', `--seq-len must be at most the model's ${config.positions}; got ${seqLen}`)
+  checkSeqLen(seqLen, config.positions)
   const tokens = data.tokens - 1
   let sum = 0
   let done = 0

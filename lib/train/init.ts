@@ -1,11 +1,13 @@
 import { TrainCoreError } from '../errors.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { gpt2Parameters } from '../model/names.js'
+import type { ParameterSet } from '../model/parameters.js'
 import { createRng, randomNormal } from '../ops/random.js'
 import { scope, Tensor } from '../tensor.js'
 
 /** First random stream of initialisation; dropout and sampling use others. */
 const INIT_STREAM = 1 << 24
+const PROJECTION_STREAM = 1 << 25
 
 /**
  * GPT-2's own initialisation (openai/gpt-2, src/model.py, and the paper's section 2.3): normal with std 0.02, the two c_proj
@@ -16,19 +18,38 @@ export async function initRandom(model: GPT2, seed: number): Promise<void> {
   const rng = createRng(seed, device)
   let stream = INIT_STREAM
   for (const { name, shape, init } of gpt2Parameters(config)) {
-    const size = shape.reduce((product, dim) => product * dim, 1)
     stream++
     if (init === 'ones' || init === 'zeros') {
+      const size = shape.reduce((product, dim) => product * dim, 1)
       parameters.write(name, new Float32Array(size).fill(init === 'ones' ? 1 : 0))
       continue
     }
     const std = init === 'residual' ? 0.02 / Math.sqrt(2 * config.layers) : 0.02
-    const drawn = scope(() => randomNormal(Tensor.empty([size], { device }), rng, { std, stream }))
-    parameters.write(name, (await drawn.read()) as Float32Array)
-    drawn.free()
+    await drawNormal(parameters, { name, shape }, rng, std, stream)
   }
   parameters.syncCompute()
   rng.free()
+}
+
+/** A distillation's projection starts as a normal matrix of std 1/sqrt(C_s). */
+export async function initProjection(extra: ParameterSet, seed: number): Promise<void> {
+  const rng = createRng(seed, extra.device)
+  for (const spec of extra.specs) await drawNormal(extra, spec, rng, 1 / Math.sqrt(spec.shape[0]!), PROJECTION_STREAM)
+  extra.syncCompute()
+  rng.free()
+}
+
+/** Fills one parameter with normal numbers. */
+async function drawNormal(
+  set: ParameterSet,
+  { name, shape }: { name: string; shape: readonly number[] },
+  rng: Tensor,
+  std: number,
+  stream: number,
+): Promise<void> {
+  const drawn = scope(() => randomNormal(Tensor.empty(shape, { device: set.device }), rng, { std, stream }))
+  set.write(name, (await drawn.read()) as Float32Array)
+  drawn.free()
 }
 
 /**

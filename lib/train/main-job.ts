@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { cacheFolder, sampleText, TokenDataset, Tokenizer } from '../data/index.js'
@@ -6,6 +5,7 @@ import { type Device, device as openDevice } from '../device.js'
 import { type GPT2Config, gpt2Config, parameterCount } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { loadGPT2 } from '../model/weights.js'
+import { hashConfig } from './checkpoint.js'
 import { evaluate } from './evaluate.js'
 import type { TrainHooks, TrainResult } from './hooks.js'
 import { initRandom } from './init.js'
@@ -196,11 +196,10 @@ class MainJob {
 
   /** The run that makes the teacher, in a folder named by all that decides what comes of it; and its result. */
   #cached(): { stage: Stage; final: string } {
-    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 2e-3, seed: 0, out: '' } as const
+    const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 2e-3, seed: 0, out: 'anywhere' } as const
     const config = this.#config(TEACHER)
-    const settings = JSON.stringify([config, stage, this.#data.hash, this.#device.name, this.#precision, BATCH_SIZE])
-    const key = createHash('sha256').update(settings).digest('hex').slice(0, 16)
-    const out = path.join(cacheFolder(), 'main-job', key)
+    const key = hashConfig([config, this.#options(stage, config), this.#data.hash])
+    const out = path.join(cacheFolder(), 'main-job', key.slice(0, 16))
     return { stage: { ...stage, out }, final: path.join(out, 'final') }
   }
 
@@ -213,12 +212,9 @@ class MainJob {
     }
   }
 
-  async #train(stage: Stage, model: GPT2, teacher: GPT2 | null): Promise<TrainResult> {
-    const { name, steps, lr, seed, out } = stage
-    this.#hooks.onStage?.(name, steps)
-    await initRandom(model, seed)
-    const options: Resolved<PretrainOptions> = resolvePretrain({
-      model: `L=${model.config.layers},H=${model.config.heads},C=${model.config.width}`,
+  #options({ steps, lr, seed, out }: Stage, { layers, heads, width }: GPT2Config): Resolved<PretrainOptions> {
+    return resolvePretrain({
+      model: `L=${layers},H=${heads},C=${width}`,
       data: [this.#title],
       tokenizer: 'byte',
       steps,
@@ -233,12 +229,18 @@ class MainJob {
       saveEvery: 200,
       keep: 1,
     })
-    const weights = { ...DISTILL_DEFAULTS, cos: teacher && teacher.config.width !== model.config.width ? 0 : 1 }
-    const objective = teacher ? distillObjective(model, teacher, weights) : pretrainObjective()
+  }
+
+  async #train(stage: Stage, model: GPT2, teacher: GPT2 | null): Promise<TrainResult> {
+    const { name, steps, seed } = stage
+    this.#hooks.onStage?.(name, steps)
+    await initRandom(model, seed)
+    // KL and cross-entropy only: the widths differ, so a cosine would have to go through a projection.
+    const objective = teacher ? distillObjective(model, teacher, { ...DISTILL_DEFAULTS, cos: 0 }) : pretrainObjective()
     const result = await train(
       {
         kind: teacher ? 'distill' : 'pretrain',
-        options,
+        options: this.#options(stage, model.config),
         model,
         modelName: name,
         teacher,

@@ -4,9 +4,8 @@ import { ParameterSet } from '../model/parameters.js'
 import { weightedSum } from '../ops/elementwise.js'
 import { type CachedTeacher, cosineLoss, type HeadTeacher, headLossBackward } from '../ops/loss.js'
 import { matmul } from '../ops/matmul.js'
-import { createRng, randomNormal } from '../ops/random.js'
 import { backward, noGrad, reshape } from '../tape.js'
-import { NEW, run, scope, Tensor } from '../tensor.js'
+import { NEW, run, scope, type Tensor } from '../tensor.js'
 
 /** Device tensors of one micro-batch. */
 export interface StepInputs extends ForwardOptions {
@@ -170,22 +169,4 @@ function scaled(inputs: StepInputs, by: number): Tensor {
 
 function addParts(inputs: StepInputs, parts: Tensor): void {
   weightedSum(parts, inputs.weights, inputs.sums.view([4], 0))
-}
-
-/** The projection starts as a scaled normal matrix, std 1/sqrt(C_s). */
-export async function initProjection(extra: ParameterSet, seed: number): Promise<void> {
-  const rng = createRng(seed, extra.device)
-  for (const { name, shape } of extra.specs) {
-    const size = shape.reduce((product, dim) => product * dim, 1)
-    const drawn = scope(() =>
-      randomNormal(Tensor.empty([size], { device: extra.device }), rng, {
-        std: 1 / Math.sqrt(shape[0]!),
-        stream: 1 << 25,
-      }),
-    )
-    extra.write(name, (await drawn.read()) as Float32Array)
-    drawn.free()
-  }
-  extra.syncCompute()
-  rng.free()
 }

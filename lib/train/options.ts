@@ -179,6 +179,11 @@ function check(o: Resolved<TrainOptions>): void {
   requireText('out', o.out)
 }
 
+/** @throws TrainCoreError ERR_CONFIG where a model has fewer positions than a row has tokens */
+export function checkSeqLen(seqLen: number, positions: number, whose = 'model'): void {
+  demand('seqLen', seqLen <= positions, `at most the ${whose}'s ${positions} positions`, seqLen)
+}
+
 /** `batchSize` -> `--batch-size`. */
 export function flag(name: string): string {
   return `--${name.replace(/[A-Z]/g, letter => `-${letter.toLowerCase()}`)}`

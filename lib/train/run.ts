@@ -3,15 +3,17 @@ import path from 'node:path'
 import { BatchSource, openDataset, type TokenDataset, Tokenizer } from '../data/index.js'
 import { type Device, device as openDevice } from '../device.js'
 import { TrainCoreError } from '../errors.js'
-import { type GPT2Config, PRESET_NAMES, parameterCount, parseModel } from '../model/config.js'
+import { type GPT2Config, PRESET_NAMES, parseModel } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { resolveWeights } from '../model/hub.js'
 import { loadGPT2, readConfig } from '../model/weights.js'
 import { fillTeacherCache } from './cached-teacher.js'
-import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
-import { initFromTeacher, initRandom } from './init.js'
-import { cachedDistillObjective, distillObjective, initProjection, pretrainObjective } from './objectives.js'
+import { findResumable } from './checkpoint.js'
+import type { ModelSummary, RunPlan, TrainHooks, TrainResult } from './hooks.js'
+import { initFromTeacher, initProjection, initRandom } from './init.js'
+import { cachedDistillObjective, distillObjective, pretrainObjective } from './objectives.js'
 import {
+  checkSeqLen,
   type DistillOptions,
   type Precision,
   type PretrainOptions,
@@ -22,7 +24,7 @@ import {
   type TrainOptions,
 } from './options.js'
 import { hashModelFolder, openTeacherCache } from './teacher-cache.js'
-import { checkSeqLen, planOf, type TrainJob, train } from './train.js'
+import { planOf, summaryOf, type TrainJob, train } from './train.js'
 
 /** A model named by a user: its configuration, and the folder of its weights where it has any. */
 interface NamedModel {
@@ -153,13 +155,13 @@ export async function planDistill(options: DistillOptions, hooks: TrainHooks = {
 
 async function planSetup(kind: RunPlan['kind'], options: Resolved<TrainOptions>, setup: Setup): Promise<RunPlan> {
   const { device, precision, model, teacher } = setup
-  const summary = ({ name, config }: NamedModel): RunPlan['model'] => {
-    return { name, config, parameters: parameterCount(config) }
-  }
+  const summary = ({ name, config }: NamedModel): ModelSummary => summaryOf(name, config)
   const job = jobOf(kind, options, setup, null, null, null)
   const described = device.info().description
-  const { plan } = await planOf(job, summary(model), teacher && summary(teacher), described, precision)
-  return plan
+  const { plan, configHash } = planOf(job, summary(model), teacher && summary(teacher), described, precision)
+  if (options.resume === 'never') return plan
+  const { checkpoint } = await findResumable(options.out, configHash)
+  return { ...plan, fromStep: checkpoint?.state.step ?? 0 }
 }
 
 function jobOf<M extends GPT2 | null, O>(

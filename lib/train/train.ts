@@ -1,13 +1,12 @@
 import { BatchSource, type TokenDataset, type Tokenizer } from '../data/index.js'
-import { TrainCoreError } from '../errors.js'
-import { parameterCount } from '../model/config.js'
+import { type GPT2Config, parameterCount } from '../model/config.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { readWeights, saveGPT2 } from '../model/weights.js'
 import { packageVersion } from '../native-loader.js'
 import { withTeacher } from './cached-teacher.js'
-import { findResumable, hashConfig } from './checkpoint.js'
+import { hashConfig } from './checkpoint.js'
 import { evaluate } from './evaluate.js'
-import type { RunPlan, TrainHooks, TrainResult } from './hooks.js'
+import type { ModelSummary, RunPlan, TrainHooks, TrainResult } from './hooks.js'
 import { trainLoop } from './loop.js'
 import type { Objective } from './objectives.js'
 import type { Resolved, TrainOptions } from './options.js'
@@ -48,23 +47,26 @@ const INCIDENTAL: ReadonlySet<string> = new Set([
 ])
 
 /** Decides whether a checkpoint is of this run. */
-function identity(job: Omit<TrainJob, 'objective' | 'model' | 'teacher'> & { config: unknown }): string {
+function identity(job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>, config: GPT2Config): string {
   const options = Object.fromEntries(Object.entries(job.options).filter(([name]) => !INCIDENTAL.has(name)))
-  const { kind, seqLen, data, tokenizer, config } = job
+  const { kind, seqLen, data, tokenizer } = job
   return hashConfig({ kind, options, seqLen, data: data.hash, tokenizer: tokenizer.hash, config })
 }
 
-/** What a job is going to do. @throws TrainCoreError ERR_FILE */
-export async function planOf(
+/** A model as a plan names it. */
+export function summaryOf(name: string, config: GPT2Config): ModelSummary {
+  return { name, config, parameters: parameterCount(config) }
+}
+
+/** What a job is going to do, from its beginning, and the hash that its checkpoints carry. */
+export function planOf(
   job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>,
-  model: RunPlan['model'],
-  teacher: RunPlan['teacher'],
+  model: ModelSummary,
+  teacher: ModelSummary | null,
   device: string,
   precision: string,
-): Promise<{ plan: RunPlan; configHash: string }> {
+): { plan: RunPlan; configHash: string } {
   const { options, data, seqLen } = job
-  const configHash = identity({ ...job, config: model.config })
-  const { checkpoint } = await findResumable(options.out, configHash)
   const tokensPerStep = options.batchSize * seqLen * options.gradAccum
   const plan = {
     kind: job.kind,
@@ -80,9 +82,9 @@ export async function planOf(
     tokensPerStep,
     epochs: (tokensPerStep * options.steps) / Math.max(1, data.tokens - 1),
     out: options.out,
-    fromStep: options.resume === 'never' ? 0 : (checkpoint?.state.step ?? 0),
+    fromStep: 0,
   }
-  return { plan, configHash }
+  return { plan, configHash: identity(job, model.config) }
 }
 
 /**
@@ -96,12 +98,10 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
   const { device } = model
   const began = performance.now()
   device.resetPeak()
-  const summary = (name: string, of: GPT2): RunPlan['model'] => {
-    return { name, config: of.config, parameters: parameterCount(of.config) }
-  }
-  const teacher = job.teacher && summary(job.teacherName!, job.teacher)
+  const summary = summaryOf(job.modelName, model.config)
+  const teacher = job.teacher && summaryOf(job.teacherName!, job.teacher.config)
   const described = device.info().description
-  const { plan, configHash } = await planOf(job, summary(job.modelName, model), teacher, described, model.precision)
+  const { plan, configHash } = planOf(job, summary, teacher, described, model.precision)
   const { teacherCache } = job
   const batches = new BatchSource(job.data, { ...options, seqLen })
   const source = teacherCache ? withTeacher(batches, teacherCache) : batches
@@ -140,18 +140,9 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
     const final = result.interrupted ? null : await run.saveFinal(saveModel)
     const seconds = (performance.now() - began) / 1000
     const { peak: peakBytes } = device.info()
-    return { ...result, seconds, peakBytes, parameters: parameterCount(model.config), out, final }
+    return { ...result, seconds, peakBytes, parameters: summary.parameters, out, final }
   } finally {
     trainer?.free()
     run.close()
   }
-}
-
-/** @throws TrainCoreError ERR_CONFIG where the model has fewer positions than a row has tokens */
-export function checkSeqLen(seqLen: number, positions: number, whose: string): void {
-  if (seqLen > positions)
-    throw new TrainCoreError(
-      'ERR_CONFIG',
-      `--seq-len must be at most the ${whose}'s ${positions} positions; got ${seqLen}`,
-    )
 }
