@@ -157,8 +157,7 @@ async function planSetup(kind: RunPlan['kind'], options: Resolved<TrainOptions>,
   const { device, precision, model, teacher } = setup
   const summary = ({ name, config }: NamedModel): ModelSummary => summaryOf(name, config)
   const job = jobOf(kind, options, setup, null, null, null)
-  const described = device.info().description
-  const { plan, configHash } = planOf(job, summary(model), teacher && summary(teacher), described, precision)
+  const { plan, configHash } = planOf(job, summary(model), teacher && summary(teacher), device, precision)
   if (options.resume === 'never') return plan
   const { checkpoint } = await findResumable(options.out, configHash)
   return { ...plan, fromStep: checkpoint?.state.step ?? 0 }

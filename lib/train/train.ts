@@ -1,4 +1,5 @@
 import { BatchSource, type TokenDataset, type Tokenizer } from '../data/index.js'
+import type { Device } from '../device.js'
 import { type GPT2Config, parameterCount } from '../model/config.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { readWeights, saveGPT2 } from '../model/weights.js'
@@ -46,9 +47,15 @@ const INCIDENTAL: ReadonlySet<string> = new Set([
   'teacherCache',
 ])
 
-/** Decides whether a checkpoint is of this run. */
-function identity(job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>, config: GPT2Config): string {
-  const options = Object.fromEntries(Object.entries(job.options).filter(([name]) => !INCIDENTAL.has(name)))
+/** Decides whether a checkpoint is of this run; device and precision are what `auto` came to. */
+function identity(
+  job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>,
+  config: GPT2Config,
+  device: string,
+  precision: string,
+): string {
+  const resolved = { ...job.options, device, precision }
+  const options = Object.fromEntries(Object.entries(resolved).filter(([name]) => !INCIDENTAL.has(name)))
   const { kind, seqLen, data, tokenizer } = job
   return hashConfig({ kind, options, seqLen, data: data.hash, tokenizer: tokenizer.hash, config })
 }
@@ -63,7 +70,7 @@ export function planOf(
   job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>,
   model: ModelSummary,
   teacher: ModelSummary | null,
-  device: string,
+  device: Device,
   precision: string,
 ): { plan: RunPlan; configHash: string } {
   const { options, data, seqLen } = job
@@ -71,7 +78,7 @@ export function planOf(
   const plan = {
     kind: job.kind,
     options: { ...options, seqLen },
-    device,
+    device: device.info().description,
     precision,
     tokenizer: job.tokenizer.name,
     model,
@@ -84,7 +91,7 @@ export function planOf(
     out: options.out,
     fromStep: 0,
   }
-  return { plan, configHash: identity(job, model.config) }
+  return { plan, configHash: identity(job, model.config, device.name, precision) }
 }
 
 /**
@@ -100,12 +107,11 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
   device.resetPeak()
   const summary = summaryOf(job.modelName, model.config)
   const teacher = job.teacher && summaryOf(job.teacherName!, job.teacher.config)
-  const described = device.info().description
-  const { plan, configHash } = planOf(job, summary, teacher, described, model.precision)
+  const { plan, configHash } = planOf(job, summary, teacher, device, model.precision)
   const { teacherCache } = job
   const batches = new BatchSource(job.data, { ...options, seqLen })
   const source = teacherCache ? withTeacher(batches, teacherCache) : batches
-  const environment = { train_core: packageVersion(), device: described, precision: model.precision }
+  const environment = { train_core: packageVersion(), device: plan.device, precision: model.precision }
   const config = { command: job.kind, ...plan.options, model_config: model.config }
   const { keep, resume, out } = options
   const { run, checkpoint, warnings } = await openRun(out, { config, configHash, environment, keep, resume })

@@ -13,7 +13,7 @@ import { evaluate } from '../../lib/train/evaluate.js'
 import type { StepRow } from '../../lib/train/hooks.js'
 import { initRandom } from '../../lib/train/init.js'
 import type { PretrainOptions } from '../../lib/train/options.js'
-import { distill, planPretrain, pretrain } from '../../lib/train/run.js'
+import { distill, planPretrain, pretrain, resolvePrecision } from '../../lib/train/run.js'
 
 process.env.TRAIN_CORE_CACHE = await mkdtemp(join(tmpdir(), 'train-core-cache-'))
 const folder = await mkdtemp(join(tmpdir(), 'train-core-run-'))
@@ -117,6 +117,22 @@ test("Open Assistant's trees are read as conversations, unless a field is named"
   const options = { ...BASE, model: MODEL, data: [file], out: out('tree') }
   assert.ok((await planPretrain(options)).dataTokens > 140)
   await assert.rejects(planPretrain({ ...options, textField: 'text' }), /no field "text"/)
+})
+
+test('auto is what it comes to: a run goes on in the same precision and on the same device, in no other', async () => {
+  const run = { ...BASE, model: MODEL, out: out('auto'), steps: 6 }
+  const stop = new AbortController()
+  const precision = resolvePrecision(device('cpu'), 'auto')
+  const onStep = (row: StepRow): void => {
+    if (row.step === 3) stop.abort()
+  }
+  await pretrain({ ...run, precision: 'auto' }, { signal: stop.signal, onStep })
+  const fromStep = async (more: Partial<PretrainOptions>): Promise<number> =>
+    (await planPretrain({ ...run, ...more })).fromStep
+  assert.equal(await fromStep({ precision: 'auto' }), 3)
+  assert.equal(await fromStep({ precision }), 3)
+  assert.equal(await fromStep({ precision, device: 'auto' }), 3)
+  assert.equal(await fromStep({ precision: precision === 'f32' ? 'bf16' : 'f32' }), 0)
 })
 
 test('a plan says what a run would do and writes nothing', async () => {
