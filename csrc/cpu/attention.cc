@@ -39,9 +39,6 @@ const AttentionKernels& kernels_of(DType dtype) {
   return attention_scalar[bf16];
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
 // The shapes of a call, and where its heads lie.
 struct Attention {
   const View &q, &kv;  // the same where they are fused

@@ -6,6 +6,9 @@
 
 namespace tc::cpu {
 
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
 Pool& pool(const Args& x);  // of the device that runs the kernel
 
 #define OP(id, ...) void id(const Args&);

@@ -30,7 +30,6 @@ constexpr int64_t kHeadBlock = 2048;  // rows of d_head multiplied at a time: bo
 
 const View kAbsent;
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
 char* at_row(const View& v, int64_t r) { return v.as<char>() + size_t(r * v.last()) * dtype_size(v.dtype); }
 

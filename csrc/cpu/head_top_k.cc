@@ -18,8 +18,6 @@ namespace {
 constexpr size_t kLogits = size_t(32) << 20;  // bytes of a chunk's logits
 constexpr int64_t kMostRows = 512;
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 struct TopK {
   const Args& x;
   const int64_t R, C, V, K, stride, chunk;

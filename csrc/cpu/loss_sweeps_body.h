@@ -25,25 +25,6 @@ inline Vec all(float x) { return Vec{} + x; }
 inline Vec log_weight(Vec x, float high, float scale) { return at_least(all(kLeastLog), (x - high) * scale); }
 inline Vec exp_below(Vec x) { return exp_within(at_least(all(-88), x)); }
 
-// log(y) for normal y in (0, 1]: Cephes logf, error below 2 ulp.
-inline Vec log_of(Vec y) {
-  const Int bits = Int(y);
-  Int exponent = (bits >> 23) - 126;
-  Vec m = Vec((bits & 0x007fffff) | 0x3f000000);  // [0.5, 1)
-  const Int low = m < 0.70710678f;
-  exponent += low;
-  m = m + choose(low, m, Vec{}) - 1;
-  const Vec z = m * m, e = __builtin_convertvector(exponent, Vec);
-  Vec p = 7.0376836292e-2f * m - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
-  return (p * m * z + e * TC_LN2_LOW - 0.5f * z) + m + e * TC_LN2_HIGH;
-}
 // log(1 + x), given y, which is 1 + x but for its rounding; exactly 0 at 0
 inline Vec log1p_of(Vec x, Vec y) { return log_of(y) - ((y - 1) - x) / y; }
 

@@ -1,10 +1,9 @@
 // The functions of random_kernels.h for TC_LANES lanes; included once by each ISA file, which names its table
 // TC_RANDOM_KERNELS. Philox runs TC_LANES / 2 counters side by side, each of their words in the lower half of a 64-bit
 // lane, where the wide product wants it.
-#include "lanes.h"
 #include "philox.h"
 #include "random_kernels.h"
-#include "vmath_exp.h"
+#include "vmath_lanes.h"
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -109,25 +108,6 @@ constexpr float kUnit = 5.9604644775390625e-8f;  // 2^-24
 
 void uniform(float* y, const uint32_t* words, int64_t n, float low, float width) {
   for_stretches(n, [&](auto c, int) { c.store(y, low + width * (upper24(c.load(words)) * kUnit)); });
-}
-
-// log(y) for normal y in (0, 1]: Cephes logf, error below 2 ulp.
-inline Vec log_of(Vec y) {
-  const Int bits = Int(y);
-  Vec m = Vec((bits & 0x007fffff) | 0x3f000000);  // [0.5, 1)
-  const Int low = m < 0.70710678f;
-  const Vec e = __builtin_convertvector((bits >> 23) - 126 + low, Vec);
-  m = m + choose(low, m, Vec{}) - 1;
-  const Vec z = m * m;
-  Vec p = 7.0376836292e-2f * m - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
-  return (p * m * z + e * TC_LN2_LOW - 0.5f * z) + m + e * TC_LN2_HIGH;
 }
 
 // cos and sin of 2π·u for u in [0, 1): the nearest quarter turn exactly, the rest by Cephes' polynomials on [-π/4,
