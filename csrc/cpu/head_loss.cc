@@ -1,10 +1,12 @@
 /*
 Head and losses together, so that no [R,V] tensor of student or teacher ever exists.
 
-  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32; the losses and d_z in place of z_s
-(loss_row.cc); d_hidden = d_z·head; d_head += d_zᵀ·hidden Ignored rows are left out of the products: a chunk takes the
-next rows that count, gathered where they are apart. After Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024,
-2410.10989).
+  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32;
+  the losses, and d_z in place of z_s (loss_row.cc);
+  d_hidden = d_z·head;  d_head += d_zᵀ·hidden
+
+Ignored rows are left out of the products: a chunk takes the next rows that count, gathered where they are apart. After
+Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, 2410.10989).
 
 Forward and backward of KL + CE, 1024 rows, V 50257, C 768, Ct 1024, AVX-512, processor time of one thread on a shared
 AMD EPYC (family 26, model 2), 2026-11: f32 2.1 s, bf16 1.2 s. That is what the four products alone take in chunks of 96

@@ -7,12 +7,14 @@ One row of the distillation losses.
   d CE = softmax(s) - [v = y];  d KL = T (q - p);  d RKL = T q (log(q/p) - Σ q log(q/p));
   d JSD = (1-beta)/T · q (log(q/m) - Σ q log(q/m))
   top-k teacher: the same with K + 1 classes, its ids and "any other": the student's logit of the latter is the
-log-sum-exp z of the others' logits / T, the teacher's the log of the tail; a gradient G of that class is G·exp(s_v/T -
-z) for column v. Sources: Hinton et al. 2015 (1503.02531) section 2 (T²); Agarwal et al. 2023 (2306.13649) and TRL's GKD
-trainer (JSD, its ends); Wu et al. 2022 (TinyViT, 2207.10666) (stored sparse logits). KL(p‖p) is exactly 0: both rows go
-through the same code, and log(p/q) is made of differences. Sweeps are f32 over kSegment columns, summed in double from
-segment to segment. A log-probability below -1e9, a teacher's -inf say, counts as -1e9: p log(p/q) is 0 there, and a
-reverse KL that would be infinite is large.
+  log-sum-exp z of the others' logits / T, the teacher's the log of the tail; a gradient G of that class is
+  G·exp(s_v/T - z) for column v
+
+Sources: Hinton et al. 2015 (1503.02531) section 2 (T²); Agarwal et al. 2023 (2306.13649) and TRL's GKD trainer (JSD,
+its ends); Wu et al. 2022 (TinyViT, 2207.10666) (stored sparse logits).
+KL(p‖p) is exactly 0: both rows go through the same code, and log(p/q) is made of differences. Sweeps are f32 over
+kSegment columns, summed in double from segment to segment. A log-probability below -1e9, a teacher's -inf say, counts
+as -1e9: p log(p/q) is 0 there, and a reverse KL that would be infinite is large.
 */
 #include <algorithm>
 #include <cmath>

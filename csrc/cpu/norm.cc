@@ -2,14 +2,17 @@
 LayerNorm with an optional residual (Ba, Kiros, Hinton 2016, arXiv 1607.06450), forward and backward.
 
   s = x + residual,  mu = mean(s),  rstd = 1 / sqrt(mean((s - mu)²) + eps),  out = (s - mu)·rstd·w + b
-  h = (s - mu)·rstd,  g = d_out·w,  d_x = rstd·(g - mean(g) - h·mean(g·h)) + d_residual,  d_w += sum_r d_out·h,  d_b +=
-sum_r d_out The backward sums d_w and d_b per block of rows in the workspace, then adds the blocks in order: the same
-bits on any number of threads. The rows themselves: norm_rows_body.h, compiled for each instruction set.
+  h = (s - mu)·rstd,  g = d_out·w,  d_x = rstd·(g - mean(g) - h·mean(g·h)) + d_residual
+  d_w += sum_r d_out·h,  d_b += sum_r d_out
+
+The backward sums d_w and d_b per block of rows in the workspace, then adds the blocks in order: the same bits on any
+number of threads. The rows themselves: norm_rows_body.h, compiled for each instruction set.
 
 Ladder (one Zen 4 core, 1024 x 768, µs forward / + residual / backward; the op `add` on the same rows takes 135 f32, 225
-bf16): one row at a time over vmath and scratch rows     f32 286 / 451 / 1562   bf16 386 / 622 / 1650 fused sweeps, four
-rows share the sums, AVX2      f32 158 / 237 /  254   bf16 329 / 535 /  435 the same, AVX-512 f32 165 / 300 /  232 bf16
-288 / 417 /  333
+bf16):
+  one row at a time over vmath and scratch rows     f32 286 / 451 / 1562   bf16 386 / 622 / 1650
+  fused sweeps, four rows share the sums, AVX2      f32 158 / 237 /  254   bf16 329 / 535 /  435
+  the same, AVX-512                                 f32 165 / 300 /  232   bf16 288 / 417 /  333
 */
 #include <algorithm>
 #include <cstring>

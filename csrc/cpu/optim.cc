@@ -2,10 +2,11 @@
 AdamW with global-norm clipping, one pass over the flat buffers.
 
   g = grad · min(1, max_norm / (norm + 1e-6))                    as torch.nn.utils.clip_grad_norm_
-  p = p · (1 - lr·wd)  for the first decay_count elements        decoupled decay, Loshchilov and Hutter 2017, arXiv
-1711.05101 m = b1·m + (1-b1)·g,  v = b2·v + (1-b2)·g² p = p - lr / (1-b1^t) · m / (sqrt(v) / sqrt(1-b2^t) + eps)     as
-torch.optim.AdamW Nothing is written where the norm is not finite. Floor: 28 bytes of traffic an element (30 with the
-bf16 copy).
+  p = p · (1 - lr·wd)  for the first decay_count elements        decoupled decay, Loshchilov and Hutter 2017, 1711.05101
+  m = b1·m + (1-b1)·g,  v = b2·v + (1-b2)·g²
+  p = p - lr / (1-b1^t) · m / (sqrt(v) / sqrt(1-b2^t) + eps)     as torch.optim.AdamW
+
+Nothing is written where the norm is not finite. Floor: 28 bytes of traffic an element (30 with the bf16 copy).
 */
 #include <cmath>
 #include <cstdio>

@@ -3,9 +3,11 @@ Random numbers from Philox4x32-10, one word an element, so that the result is a 
 position) alone.
 
   uniform: low + (high - low)·u,  u = upper 24 bits of the word / 2^24
-  normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1): sqrt(-2 ln u1)·(cos, sin)(2π u2), u1 in
-(0, 1] dropout: out = residual + (u >= p ? x / (1 - p) : 0) The sweeps: random_body.h, compiled for each instruction
-set.
+  normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1):
+           sqrt(-2 ln u1)·(cos, sin)(2π u2),  u1 in (0, 1]
+  dropout: out = residual + (u >= p ? x / (1 - p) : 0)
+
+The sweeps: random_body.h, compiled for each instruction set.
 */
 #include "cpu.h"
 #include "random_kernels.h"

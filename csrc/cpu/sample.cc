@@ -3,10 +3,11 @@ Choosing the next token from logits.
 
   argmax: the largest of the first `vocab` columns, the lowest index among equals
   sample: softmax(z / temperature), cut to the top_k most probable, then to the smallest set whose probability reaches
-top_p (Holtzman et al. 2019, arXiv 1904.09751; the order of Hugging Face's warpers), then one uniform number through the
-cumulative sum in descending order of probability (ties: lower index first). Row r takes the random number at position
-r. The order is made only as far as the walk through it goes: a draw from 50,257 tokens seldom needs more than the first
-few hundred.
+          top_p (Holtzman et al. 2019, arXiv 1904.09751; the order of Hugging Face's warpers; ties: the lower id stays),
+          then one uniform number through the cumulative sum of what is left, in the order of ids
+
+Row r takes the random number at position r. Tokens are ranked only where a cut needs it, and only as far: a draw from
+50,257 tokens seldom needs more than the first few hundred.
 */
 #include <algorithm>
 #include <cfloat>
