@@ -5,9 +5,22 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSyn
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
+import { backends, opTable } from '../lib/device.js'
 import { packageRoot } from '../lib/native-loader.js'
 
-const blocks = [...readFileSync(join(packageRoot(), 'README.md'), 'utf8').matchAll(/^```js\n([\s\S]*?)^```/gm)]
+const README = readFileSync(join(packageRoot(), 'README.md'), 'utf8')
+const blocks = [...README.matchAll(/^```js\n([\s\S]*?)^```/gm)]
+
+test('its table has every op of the op table once, and the CPU has them all', () => {
+  const rows = [...README.matchAll(/^\| ([a-z_0-9 ]+) \| (?:f32|bf16)[^|]*\|$/gm)].flatMap(([, ops]) => ops.split(' '))
+  assert.deepEqual(
+    rows.sort(),
+    opTable()
+      .map(op => op.name)
+      .sort(),
+  )
+  assert.equal(backends().find(backend => backend.name === 'cpu')!.missing, '')
+})
 
 test('there are examples', () => assert.equal(blocks.length, 2))
 
