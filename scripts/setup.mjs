@@ -31,7 +31,15 @@ export function setup({ tests = false } = {}) {
   const stamps = readStamps()
   const { TRAIN_CORE_CUDA, CXX, CUDACXX } = process.env
   const native = fingerprint(
-    ['csrc', 'test/metal-emu', 'CMakeLists.txt', 'package.json', 'scripts/build-native.mjs'],
+    [
+      'csrc',
+      'test/metal-emu',
+      'test/cuda-emu',
+      'test/cuda-stub',
+      'CMakeLists.txt',
+      'package.json',
+      'scripts/build-native.mjs',
+    ],
     [TRAIN_CORE_CUDA, CXX, CUDACXX],
   )
   const target = tests ? 'all' : 'addon'

@@ -79,7 +79,7 @@ function report(): void {
 }
 
 export interface ChildRun {
-  /** `scalar`, `avx2`, ...: the CPU target that its tests ran on, or `metal`; empty when none ran */
+  /** `scalar`, `avx2`, ...: the CPU target that its tests ran on; `metal` or `cuda` */
   isa: string
   threads: number
   tests: number
@@ -100,7 +100,7 @@ export function lowerTargets(): string[] {
  * Runs a compiled test file in a process of its own, on the CPU only unless TRAIN_CORE_TEST_DEVICES says otherwise.
  *
  * @param env added to this process's environment, e.g. TRAIN_CORE_ISA, TRAIN_CORE_THREADS
- * @throws Error with the end of its output when a test of it fails
+ * @throws Error with a part of its output when a test of it fails or none ran through {@link forEachDevice}
  */
 export function inChild(env: Record<string, string>, file: string): Promise<ChildRun> {
   const childEnv: NodeJS.ProcessEnv = { ...process.env, TRAIN_CORE_TEST_DEVICES: 'cpu', ...env }
@@ -117,15 +117,20 @@ export function inChild(env: Record<string, string>, file: string): Promise<Chil
           new Error(`${file} with ${JSON.stringify(env)} ended with ${code ?? signal}\n${failures(output)}`),
         )
       const ran = /^# ran (\d+) tests on (?:cpu )?(\w+)(?: threads=(\d+))?$/m.exec(output)
+      if (!ran) return reject(new Error(`${file} with ${JSON.stringify(env)} ran no test:\n${skips(output) || output}`))
       resolve({
-        tests: Number(ran?.[1] ?? 0),
-        isa: ran?.[2] ?? '',
-        threads: Number(ran?.[3] ?? 0),
+        tests: Number(ran[1]),
+        isa: ran[2] ?? '',
+        threads: Number(ran[3] ?? 0),
         digest: /^# digest (\w+)$/m.exec(output)?.[1] ?? '',
         tensorProducts: Number(/^# tensor products (\d+)$/m.exec(output)?.[1] ?? 0),
       })
     })
   })
+}
+
+function skips(output: string): string {
+  return output.match(/^(﹣|ok).* # .*/gm)?.join('\n') ?? ''
 }
 
 function failures(output: string): string {

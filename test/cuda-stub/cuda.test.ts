@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { backends, device } from '../../lib/device.js'
 import { gelu } from '../../lib/ops/elementwise.js'
 import { NEW, run, Tensor } from '../../lib/tensor.js'
-import { noStandIn, standIn } from '../cuda-emu/build.js'
+import { noStandIn, standIn } from '../cuda-emu/stand-in.js'
 
 type Outcome = Record<string, unknown>
 const outcome = (error: unknown): Outcome => ({
