@@ -85,8 +85,8 @@ export interface ChildRun {
   tests: number
   /** of everything that it compared */
   digest: string
-  /** of emulated tensor cores */
-  tensorProducts: number
+  /** of emulated tensor cores, by instruction */
+  products: { mma: number; wgmma: number }
 }
 
 /** The CPU targets below this process's own. */
@@ -118,12 +118,13 @@ export function inChild(env: Record<string, string>, file: string): Promise<Chil
         )
       const ran = /^# ran (\d+) tests on (?:cpu )?(\w+)(?: threads=(\d+))?$/m.exec(output)
       if (!ran) return reject(new Error(`${file} with ${JSON.stringify(env)} ran no test:\n${skips(output) || output}`))
+      const products = /^# products mma (\d+) wgmma (\d+)$/m.exec(output)
       resolve({
         tests: Number(ran[1]),
         isa: ran[2] ?? '',
         threads: Number(ran[3] ?? 0),
         digest: /^# digest (\w+)$/m.exec(output)?.[1] ?? '',
-        tensorProducts: Number(/^# tensor products (\d+)$/m.exec(output)?.[1] ?? 0),
+        products: { mma: Number(products?.[1] ?? 0), wgmma: Number(products?.[2] ?? 0) },
       })
     })
   })

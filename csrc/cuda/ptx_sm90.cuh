@@ -1,7 +1,7 @@
 // Hopper's instructions that C++ has no name for, one function each, and tensor maps. Only the sm_90a image has them.
 // (PTX ISA 8.7, sections on mbarrier, cp.async.bulk.tensor, wgmma, stmatrix.)
 #pragma once
-#include "common.cuh"
+#include "ptx_sm80.cuh"
 
 #if defined(TC_CUDA_EMULATED)
 #include <emulated_sm90.h>
@@ -34,11 +34,6 @@ inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 #define TC_PTX __device__ __forceinline__
-
-TC_PTX uint32_t shared_base() {  // of the dynamic shared memory, a multiple of 1,024
-  extern __shared__ __align__(1024) uint8_t dynamic_shared[];
-  return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared));
-}
 
 TC_PTX void barrier_init(uint32_t bar, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
@@ -112,29 +107,8 @@ TC_PTX void matrices_store(uint32_t to, const uint32_t (&m)[4]) {  // four 8x8 m
                "r"(m[2]), "r"(m[3])
                : "memory");
 }
-TC_PTX void matrices_load(uint32_t from, uint32_t (&m)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(from)
-               : "memory");
-}
 TC_PTX void pair_store(uint32_t to, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
-}
-TC_PTX uint32_t pack_bf16(float low, float high) {
-  uint32_t r;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
-TC_PTX float fast_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-TC_PTX float fast_reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 #undef TC_PTX

@@ -1,5 +1,6 @@
 // The scheduler and the runtime behind include/cuda_runtime.h. One grid at a time, whatever the number of streams.
 #include <cuda_runtime.h>
+#include <emulated_sm80.h>
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -88,11 +89,20 @@ struct Fiber {
   void* here;
 };
 
+struct Copy {
+  uint8_t* to;
+  const void* from;
+  unsigned group;
+};
+
 struct Thread {
   State state;
   Fiber* fiber;
   const std::function<bool()>* condition;
   unsigned operations;  // warp operations so far: two sets of slots are used in turn
+  unsigned together;    // calls of together() so far
+  unsigned group;       // of copies; those before it are committed
+  std::vector<Copy> copies;
 };
 
 std::mutex one_grid;
@@ -103,14 +113,16 @@ Thread threads[kMostThreads];
 const std::function<void()>* body;
 std::vector<Fiber*> idle;
 alignas(1024) uint8_t dynamic[232448];
-uint64_t tensor_products = 0;
+unsigned long long products[2] = {};
 struct Report {
   ~Report() {
-    if (tensor_products) std::printf("# tensor products %llu\n", static_cast<unsigned long long>(tensor_products));
+    if (products[0] || products[1]) std::printf("# products mma %llu wgmma %llu\n", products[0], products[1]);
   }
 } report;
 uint64_t slot[2][kMostThreads];
-const int capability = [] {  // 90: Hopper's kernels too
+void* operands[kMostThreads];               // of together()
+unsigned together_done[kMostThreads / 32];  // calls that have been served, of each warp
+const int capability = [] {                 // 90: Hopper's kernels too
   const char* set = std::getenv("TRAIN_CORE_EMU_CAPABILITY");
   return set ? std::atoi(set) : 80;
 }();
@@ -163,7 +175,8 @@ bool release(unsigned begin, unsigned end, State barrier) {
 bool run_block(unsigned count) {
   std::memset(dynamic, 0xff, sizeof dynamic);
   std::memset(__start_emu_shared, 0xff, size_t(__stop_emu_shared - __start_emu_shared));
-  for (unsigned t = 0; t < count; t++) threads[t] = {State::fresh, nullptr, nullptr, 0};
+  for (unsigned t = 0; t < count; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}};
+  std::memset(together_done, 0, sizeof together_done);
   for (;;) {
     bool any = false, all_done = true;
     for (unsigned k = 0; k < count; k++) {
@@ -206,7 +219,37 @@ void wait_until(const std::function<bool()>& condition) {
 }
 
 uint8_t* dynamic_shared() { return dynamic; }
-void count_tensor_product() { tensor_products++; }
+void count_product(Product which) { products[int(which)]++; }
+
+void together(void* mine, void (*all)(void* const* lanes)) {
+  const unsigned t = threadIdx.x, turn = ++current->together;
+  operands[t] = mine;
+  wait(Barrier::warp);
+  if (together_done[t / 32] == turn) return;  // another lane was the first to go on
+  together_done[t / 32] = turn;
+  all(&operands[t / 32 * 32]);
+}
+
+void copy_later(uint8_t* to, const void* from) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) {
+    std::fprintf(stderr, "cuda-emu: a copy of 16 bytes whose address is no multiple of 16\n");
+    std::abort();
+  }
+  std::memset(to, 0xff, 16);
+  current->copies.push_back({to, from, current->group});
+}
+void commit_copies() { current->group++; }
+void finish_copies(unsigned pending) {
+  std::vector<Copy> left;
+  for (const Copy& c : current->copies)
+    if (c.group + pending >= current->group)
+      left.push_back(c);
+    else if (c.from)
+      std::memcpy(c.to, c.from, 16);
+    else
+      std::memset(c.to, 0, 16);
+  current->copies = std::move(left);
+}
 
 cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
   if (block.y != 1 || block.z != 1 || block.x == 0 || block.x > kMostThreads || !grid.x || !grid.y || !grid.z)

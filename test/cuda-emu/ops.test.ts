@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { readdirSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { inChild } from '../devices.js'
+import { type ChildRun, inChild } from '../devices.js'
 import { noStandIn, standIn } from './stand-in.js'
 
 const folder = path.join(import.meta.dirname, '../ops')
@@ -15,9 +15,9 @@ test('every file of op tests is found', { skip: noStandIn }, () => {
 })
 
 const ORDERS = ['forward', 'reverse']
-async function runBothWays(file: string, capability: string): Promise<number> {
+async function runBothWays(file: string, capability: string): Promise<ChildRun['products']> {
   const digests = new Set<string>()
-  let tensorProducts = 0
+  const products = { mma: 0, wgmma: 0 }
   for (const order of ORDERS) {
     const env = {
       TRAIN_CORE_CUDA_LIBRARY: standIn('train_core_cuda_emu'),
@@ -29,19 +29,20 @@ async function runBothWays(file: string, capability: string): Promise<number> {
     const ran = await inChild(env, path.join(folder, file))
     assert.equal(ran.isa, 'cuda')
     digests.add(ran.digest)
-    tensorProducts += ran.tensorProducts
+    products.mma += ran.products.mma
+    products.wgmma += ran.products.wgmma
   }
   assert.equal(digests.size, 1, `${file}: results depend on the order of threads`)
-  return tensorProducts
+  return products
 }
 
 for (const file of files)
   test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
-    assert.equal(await runBothWays(file, '80'), 0)
+    assert.equal((await runBothWays(file, '80')).wgmma, 0)
   })
 
 // The families that use Hopper's tensor cores (csrc/cuda/*_sm90.cu).
 for (const file of ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js'])
   test(`${file} on emulated tensor cores`, { skip: noStandIn }, async () => {
-    assert.ok((await runBothWays(file, '90')) > 0, 'no tensor core was used')
+    assert.ok((await runBothWays(file, '90')).wgmma > 0, 'no tensor core was used')
   })

@@ -57,6 +57,19 @@ template <class T>
 T __shfl_sync(unsigned, T x, int from) {
   return emu::shuffle(x, unsigned(from) % 32);
 }
+inline unsigned __ballot_sync(unsigned, bool x) {
+  uint64_t* slot = emu::slots();
+  slot[threadIdx.x] = x;
+  emu::wait(emu::Barrier::warp);
+  unsigned bits = 0;
+  for (unsigned l = 0; l < 32; l++) bits |= unsigned(slot[threadIdx.x / 32 * 32 + l]) << l;
+  return bits;
+}
+inline int __ffs(unsigned x) { return __builtin_ffs(int(x)); }
+template <class T>
+T __ldg(const T* at) {
+  return *at;
+}
 inline unsigned atomicOr(unsigned* at, unsigned bits) {
   const unsigned old = *at;
   *at |= bits;

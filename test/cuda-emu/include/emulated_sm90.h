@@ -1,14 +1,9 @@
 // The functions of csrc/cuda/ptx_sm90.cuh and wgmma_sm90.cuh on a CPU. Copies and products are done at once, in the
 // order in which the threads run, so what is shown is indexing, swizzles and who waits for whom, not asynchrony.
 #pragma once
-#include "../../../csrc/cuda/common.cuh"
+#include "emulated_sm80.h"
 
 #define __grid_constant__
-
-namespace emu {
-uint8_t* dynamic_shared();  // kDynamicShared bytes, NaN when a block starts; shared addresses are offsets in it
-void count_tensor_product();
-}  // namespace emu
 
 namespace tc::cuda {
 
@@ -21,8 +16,6 @@ inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t
   return true;
 }
 
-inline uint32_t shared_base() { return 0; }
-inline uint8_t* shared_at(uint32_t at) { return emu::dynamic_shared() + at; }
 inline uint32_t swizzled(uint32_t at) { return at ^ ((at >> 7 & 7) << 4); }
 
 // An mbarrier in its 8 bytes.
@@ -120,22 +113,10 @@ inline void matrices_store(uint32_t to, const uint32_t (&x)[4]) {
   for (int m = 0; m < 4; m++) std::memcpy(matrix_row(to, m), &x[m], 4);
   __syncwarp();
 }
-inline void matrices_load(uint32_t from, uint32_t (&x)[4]) {
-  for (int m = 0; m < 4; m++) std::memcpy(&x[m], matrix_row(from, m), 4);
-  __syncwarp();
-}
 inline void pair_store(uint32_t to, float x, float y) {
   std::memcpy(shared_at(to), &x, 4);
   std::memcpy(shared_at(to + 4), &y, 4);
 }
-inline uint32_t pack_bf16(float low, float high) {
-  bf16 a, b;
-  from_float(a, low);
-  from_float(b, high);
-  return uint32_t(b.bits) << 16 | a.bits;
-}
-inline float fast_exp2(float x) { return std::exp2(x); }
-inline float fast_reciprocal(float x) { return 1 / x; }
 
 // Element (line, step) of the operand behind a descriptor: 64 or more lines, 16 steps.
 inline float operand(uint64_t descriptor, bool mn_major, int line, int step) {
@@ -168,7 +149,7 @@ struct Wgmma {
           to = (accumulate ? to : 0) + sums[r];
         }
       }
-    emu::count_tensor_product();
+    emu::count_product(emu::Product::wgmma);
   }
 };
 
