@@ -3,7 +3,10 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "cuda/abi.h"
@@ -85,6 +88,33 @@ void check(const Status& status) {
   if (!status.ok()) throw Error(code_of(status), status.message);
 }
 
+template <class F>
+void call(F&& f) {
+  Status status;
+  f(&status);
+  check(status);
+}
+
+// TRAIN_CORE_CUDA_GRAPH=0: captured steps run op by op.
+bool graphs_wanted() {
+  const char* set = std::getenv("TRAIN_CORE_CUDA_GRAPH");
+  return !set || std::strcmp(set, "0") != 0;
+}
+
+class CudaGraph : public tc::Graph {
+ public:
+  CudaGraph(const Api& api, cuda::Device* device, cuda::Graph* graph) : api_(api), device_(device), graph_(graph) {}
+  ~CudaGraph() override { api_.graph_free(device_, graph_); }
+  void launch() override {
+    call([&](Status* s) { api_.graph_launch(device_, graph_, s); });
+  }
+
+ private:
+  const Api& api_;
+  cuda::Device* device_;
+  cuda::Graph* graph_;
+};
+
 class CudaDevice : public tc::Device {
  public:
   explicit CudaDevice(int index) : api_(*library().api), name_("cuda:" + std::to_string(index)) {
@@ -121,22 +151,31 @@ class CudaDevice : public tc::Device {
   void finish() override {
     call([&](Status* s) { api_.finish(device_, s); });
   }
+  // A step that can't become a graph still runs, op by op: slower, so one line says so.
+  std::unique_ptr<tc::Graph> make_graph(const std::vector<Launch>& launches) override {
+    if (!graphs_ || launches.empty()) return nullptr;
+    Status status;
+    api_.graph_begin(device_, &status);
+    for (const Launch& one : launches)
+      if (status.ok()) api_.launch(device_, &one.args, &status);
+    if (cuda::Graph* made = api_.graph_end(device_, &status)) return std::make_unique<CudaGraph>(api_, device_, made);
+    static std::atomic<bool> told{false};
+    if (!told.exchange(true))
+      std::fprintf(stderr, "train-core: %s: captured steps run op by op, since one could not become a CUDA graph: %s\n",
+                   name_.c_str(), status.message);
+    return nullptr;
+  }
   void launch(const Args& x) {
     call([&](Status* s) { api_.launch(device_, &x, s); });
   }
   size_t workspace(const Args& x) const { return api_.workspace(device_, &x); }
 
  private:
-  template <class F>
-  void call(F&& f) const {
-    Status status;
-    f(&status);
-    check(status);
-  }
   const Api& api_;
   const std::string name_;
   cuda::Device* device_ = nullptr;
   size_t limit_ = 0;
+  const bool graphs_ = graphs_wanted();
 };
 
 // The library picks the kernel by Args::op, so all ops share one entry here.

@@ -2,10 +2,25 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "op.h"
 
 namespace tc {
+
+// A kernel call whose tensors are settled.
+struct Launch {
+  Kernel kernel = nullptr;
+  Args args;
+};
+
+// A recorded step that its device launches as one. Made, launched and destroyed where the device's stream runs, or after
+// it.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void launch() = 0;
+};
 
 // One per device and JS environment. Owned by its Stream; kernels get it through Args::device.
 class Device {
@@ -21,6 +36,8 @@ class Device {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits for the kernels before it
   virtual void fill_zero(void* device, size_t bytes) = 0;
+  // Runs nothing yet; nullptr where the launches must be made one by one.
+  virtual std::unique_ptr<Graph> make_graph(const std::vector<Launch>&) { return nullptr; }
   virtual void finish() {}  // waits for all that was queued; throws Error for an asynchronous failure
 };
 

@@ -285,7 +285,7 @@ void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
     fail(args, e.code(), e.what());
   }
   if (recording_) record(packet, outputs, storages);
-  if (recording_) recording_->launches.push_back(launch);
+  if (recording_) recording_->replay.launches.push_back(launch);
   open.stream->push_launch(launch);
   if (Storage* workspace = storages[kMaxInputs + kMaxOutputs]) open.arena->release(workspace);
   if (!check_) return;
@@ -424,23 +424,23 @@ size_t Runtime::replay(int32_t handle) {
   if (found == recordings_.end()) throw Error("ERR_CAPTURE", "no recording has the handle " + std::to_string(handle));
   if (capturing()) throw Error("ERR_CAPTURE", "a step can't be replayed inside a captured one");
   Job job;
-  job.replay = &found->second->launches;
+  job.replay = &found->second->replay;
   devices_[found->second->device]->stream->push(std::move(job));
-  return found->second->launches.size();
+  return found->second->replay.launches.size();
 }
 
 void Runtime::free_recording(int32_t handle) {
   auto found = recordings_.find(handle);
   if (found == recordings_.end()) return;
   if (found->second.get() == verifying_) throw Error("ERR_CAPTURE", "a step can't be freed while it is verified");
-  auto* r = found->second.get();
-  // Queued replays read the launches: let them end first. A failure stays for the next read.
-  std::shared_ptr<Recording> keep(found->second.release());
-  Job job;
-  job.task = [keep] {};
-  devices_[r->device]->stream->push(std::move(job));
-  drop_recording(*r);
+  std::shared_ptr<Recording> r(found->second.release());
   recordings_.erase(found);
+  drop_recording(*r);
+  // Queued replays read the launches: it ends behind them, on their thread. A failure stays for the next read.
+  Stream& stream = *devices_[r->device]->stream;
+  Job job;
+  job.task = [r = std::move(r)] {};
+  stream.push(std::move(job));
 }
 
 }  // namespace tc

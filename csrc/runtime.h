@@ -36,8 +36,8 @@ struct Recording {
   int32_t device = 0;
   Pool* pool = nullptr;
   std::vector<Packet> packets;
-  std::vector<Launch> launches;
-  std::vector<Storage*> retained;              // everything the launches touch
+  Replay replay;
+  std::vector<Storage*> retained;              // everything the launches touch: no address changes while it lives
   std::vector<View> made;                      // outputs of the ops and unset tensors, in order
   std::unordered_map<int32_t, int32_t> local;  // id -> kLocal - k, in the pass under way
   size_t next_packet = 0, next_made = 0;       // where a verifying pass stands

@@ -18,10 +18,12 @@ struct Failure {
   std::string code, message;
 };
 
-// A kernel call whose tensors are settled.
-struct Launch {
-  Kernel kernel = nullptr;
-  Args args;
+// The launches of a recorded step, and what the device made of them at the first replay. Used by the stream's thread
+// once it is queued.
+struct Replay {
+  std::vector<Launch> launches;
+  std::unique_ptr<Graph> graph;
+  bool seen = false;
 };
 
 // A kernel that ran while its stream was timed, in ns of the steady clock.
@@ -31,9 +33,8 @@ struct KernelTime {
 };
 
 struct Job {
-  Launch launch;  // runs when its kernel is set
-  const std::vector<Launch>* replay =
-      nullptr;                 // runs when set; the recording outlives the job (its owner waits for the stream)
+  Launch launch;               // runs when its kernel is set
+  Replay* replay = nullptr;    // runs when set; the recording outlives the job (its owner waits for the stream)
   std::function<void()> task;  // anything else, e.g. an upload; runs when set
   std::function<void(std::unique_ptr<Failure>)>
       fence;  // called after all before it, with the failure that sticks, which it clears
@@ -57,6 +58,7 @@ class Stream {
   void loop();
   void run(Job& job);
   void run_launch(const Launch& launch);
+  void run_replay(Replay& replay);
   void run_timed(const Launch& launch);
   Job& slot();
   void publish();

@@ -8,7 +8,7 @@
 
 namespace tc::cuda {
 
-constexpr uint32_t kAbi = 1;
+constexpr uint32_t kAbi = 2;
 
 // Why a call failed; ok() when it did not.
 struct Status {
@@ -18,6 +18,7 @@ struct Status {
 };
 
 struct Device;  // the library's own
+struct Graph;
 
 struct Api {
   uint32_t abi, args_size;
@@ -40,6 +41,13 @@ struct Api {
   bool (*has)(Op op);
   size_t (*workspace)(Device*, const Args*);      // bytes that the op of these arguments needs
   void (*launch)(Device*, const Args*, Status*);  // queues the op
+
+  // What is launched from begin to end becomes a graph, and does not run. graph_end() must follow, and is given the
+  // first failure since: then, and where it fails itself, it returns nullptr, and nothing has happened.
+  void (*graph_begin)(Device*, Status*);
+  Graph* (*graph_end)(Device*, Status*);
+  void (*graph_launch)(Device*, Graph*, Status*);  // queues it
+  void (*graph_free)(Device*, Graph*);             // waits for it
 };
 
 constexpr const char* kEntry = "train_core_cuda_api";

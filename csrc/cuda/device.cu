@@ -1,4 +1,5 @@
 // The CUDA device and the library's interface (abi.h): memory, one stream, the table of ops, failures.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -9,12 +10,34 @@
 
 namespace tc::cuda {
 
+// Pinned memory that uploads go through: two halves in turn, so that the device copies out of one while the host fills
+// the other, and neither waits for kernels.
+struct Staging {
+  static constexpr size_t kHalf = size_t(8) << 20;
+  char* half[2];
+  cudaEvent_t copied[2];  // what was in this half is on the device
+  int at;
+  size_t used;  // of half[at]
+};
+
+// What was queued last: an asynchronous failure is at it or before it.
+struct Queued {
+  Op op;
+  enum { as_op, into_graph, as_graph } how;
+};
+
 // The stream that ops run on. `report` is read back by finish().
 struct Device {
   Context context;
   Report* host_report;  // pinned
+  Staging staging;
   int index;
-  Op last;  // the op queued last: an asynchronous failure is at it or before it
+  Queued last;
+};
+
+struct Graph {
+  cudaGraphExec_t launchable;
+  Op last;
 };
 
 namespace {
@@ -65,10 +88,14 @@ void set_status(Status* s, Status::Code code, const char* format, A... a) {
 // Names the op that was queued last; a failed kernel makes all later calls fail the same way.
 void check(Device* d, cudaError_t error, Status* s) {
   if (error == cudaSuccess) return;
-  set_status(
-      s, Status::kDevice,
-      "[%s] cuda:%d: %s (%s), in this op or in one queued before it; help: TRAIN_CORE_CHECK=1 waits after each op",
-      op_name(int32_t(d->last)), d->index, cudaGetErrorString(error), cudaGetErrorName(error));
+  static const char* const where[] = {
+      "in this op or in one queued before it; help: TRAIN_CORE_CHECK=1 waits after each op",
+      "while the op was put into a CUDA graph",
+      "in the captured step that ends with this op, or before it; help: TRAIN_CORE_CHECK=1 runs captured steps op by "
+      "op and waits after each",
+  };
+  set_status(s, Status::kDevice, "[%s] cuda:%d: %s (%s), %s", op_name(int32_t(d->last.op)), d->index,
+             cudaGetErrorString(error), cudaGetErrorName(error), where[d->last.how]);
 }
 cudaError_t enter(Device* d) { return cudaSetDevice(d->index); }
 
@@ -151,6 +178,10 @@ Device* open(int32_t index, Status* s) {
   next([&] { return cudaMalloc(reinterpret_cast<void**>(&d->context.report), sizeof(Report)); });
   next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->host_report), sizeof(Report)); });
   next([&] { return cudaMemcpy(d->context.report, &kNoReport, sizeof(Report), cudaMemcpyHostToDevice); });
+  for (int k = 0; k < 2; k++) {
+    next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->staging.half[k]), Staging::kHalf); });
+    next([&] { return cudaEventCreateWithFlags(&d->staging.copied[k], cudaEventDisableTiming); });
+  }
   if (error == cudaSuccess) return d;
   set_status(s, Status::kDevice, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
   return delete d, nullptr;
@@ -161,6 +192,10 @@ void close(Device* d) {
   cudaStreamDestroy(d->context.stream);
   cudaFree(d->context.report);
   cudaFreeHost(d->host_report);
+  for (int k = 0; k < 2; k++) {
+    cudaFreeHost(d->staging.half[k]);
+    cudaEventDestroy(d->staging.copied[k]);
+  }
   delete d;
 }
 
@@ -192,9 +227,29 @@ void release(Device* d, void* data) {
   cudaFree(data);
 }
 
+// To the other half, once what was queued out of it, a whole half ago, has been copied.
+cudaError_t next_half(Device* d) {
+  Staging& t = d->staging;
+  const cudaError_t error = cudaEventRecord(t.copied[t.at], d->context.stream);
+  t.at ^= 1;
+  t.used = 0;
+  return error == cudaSuccess ? cudaEventSynchronize(t.copied[t.at]) : error;
+}
+
 void upload(Device* d, void* to, const void* from, size_t bytes, Status* s) {
+  Staging& t = d->staging;
   check(d, enter(d), s);
-  if (s->ok()) check(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, d->context.stream), s);
+  for (size_t done = 0; s->ok() && done < bytes;) {
+    if (t.used >= Staging::kHalf) check(d, next_half(d), s);
+    if (!s->ok()) return;
+    const size_t piece = std::min(bytes - done, Staging::kHalf - t.used);
+    char* through = t.half[t.at] + t.used;
+    std::memcpy(through, static_cast<const char*>(from) + done, piece);
+    check(d, cudaMemcpyAsync(static_cast<char*>(to) + done, through, piece, cudaMemcpyHostToDevice, d->context.stream),
+          s);
+    t.used += size_t(round_up(int64_t(piece), 64));
+    done += piece;
+  }
 }
 void download(Device* d, void* to, const void* from, size_t bytes, Status* s) {
   check(d, enter(d), s);
@@ -224,9 +279,41 @@ size_t workspace(Device* d, const Args* x) {
 void launch(Device* d, const Args* x, Status* s) {
   check(d, enter(d), s);
   if (!s->ok()) return;
-  d->last = d->context.op = x->op;
+  d->last.op = d->context.op = x->op;
+  if (d->last.how != Queued::into_graph) d->last.how = Queued::as_op;
   kLaunchers[int(x->op)](*x, d->context);
   check(d, cudaGetLastError(), s);
+}
+
+// Capture by this thread only: another may go on taking memory.
+void graph_begin(Device* d, Status* s) {
+  check(d, enter(d), s);
+  if (s->ok()) check(d, cudaStreamBeginCapture(d->context.stream, cudaStreamCaptureModeThreadLocal), s);
+  d->last.how = Queued::into_graph;
+}
+Graph* graph_end(Device* d, Status* s) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t launchable = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(d->context.stream, &graph);
+  if (s->ok()) check(d, ended, s);
+  if (s->ok()) check(d, cudaGraphInstantiate(&launchable, graph, 0), s);
+  if (graph) cudaGraphDestroy(graph);
+  d->last.how = Queued::as_op;
+  if (s->ok()) return new Graph{launchable, d->last.op};
+  cudaGetLastError();  // a capture that failed is no fault of the device
+  return nullptr;
+}
+void graph_launch(Device* d, Graph* g, Status* s) {
+  check(d, enter(d), s);
+  if (!s->ok()) return;
+  d->last = {g->last, Queued::as_graph};
+  check(d, cudaGraphLaunch(g->launchable, d->context.stream), s);
+}
+void graph_free(Device* d, Graph* g) {
+  enter(d);
+  cudaStreamSynchronize(d->context.stream);  // a failure is the next finish()'s to report
+  cudaGraphExecDestroy(g->launchable);
+  delete g;
 }
 
 const Api kApi = {kAbi,         uint32_t(sizeof(Args)),
@@ -237,7 +324,9 @@ const Api kApi = {kAbi,         uint32_t(sizeof(Args)),
                   release,      upload,
                   download,     fill_zero,
                   finish,       has,
-                  workspace,    launch};
+                  workspace,    launch,
+                  graph_begin,  graph_end,
+                  graph_launch, graph_free};
 
 }  // namespace
 

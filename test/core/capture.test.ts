@@ -10,6 +10,7 @@ import { createRng, dropout, setRngStep } from '../../lib/ops/random.js'
 import { type CapturedStep, capture } from '../../lib/step.js'
 import { backward } from '../../lib/tape.js'
 import { keep, NEW, run, scope, Tensor } from '../../lib/tensor.js'
+import { onEachDevice } from '../devices.js'
 import { Random } from '../random.js'
 import { inProcess } from './process.js'
 
@@ -65,7 +66,7 @@ class Model {
   }
 }
 
-test('record, verify and replay equal eager runs bitwise; what is written between calls is seen', async () => {
+onEachDevice('record, verify and replay equal eager runs bitwise; what is written between calls is seen', async () => {
   const eager = new Model()
   const replayed = new Model()
   const step = capture(() => replayed.step())
@@ -86,7 +87,7 @@ test('record, verify and replay equal eager runs bitwise; what is written betwee
   assert.equal(norms.size, 12)
 })
 
-test('a loss of one element may start backward inside a captured step', () => {
+onEachDevice('a loss of one element may start backward inside a captured step', () => {
   const w = Tensor.from([2, 3], [2, 1])
   const x = Tensor.from([5, 7], [1, 2])
   w.requiresGrad = true
@@ -101,7 +102,7 @@ test('a loss of one element may start backward inside a captured step', () => {
   }
 })
 
-test('tensors may be made and filled inside a captured step', () => {
+onEachDevice('tensors may be made and filled inside a captured step', () => {
   const x = Tensor.from([1, 2, 3])
   const step = capture(() => {
     const made = Tensor.full([3], 10)
@@ -287,7 +288,7 @@ test('an error thrown while recording or verifying leaves a usable device and no
   }
 })
 
-test('what a recording reads and writes stays with it when it is freed', () => {
+onEachDevice('what a recording reads and writes stays with it when it is freed', () => {
   const before = live()
   const x = Tensor.full([5000], 3)
   const sum = Tensor.zeros([5000])
@@ -311,7 +312,7 @@ test('what a recording reads and writes stays with it when it is freed', () => {
   assert.equal(live(), before)
 })
 
-test('two captured steps alternate', () => {
+onEachDevice('two captured steps alternate', () => {
   const x = Tensor.from([1])
   const twice = capture(() => run('add', [x, x], [x])[0]!)
   const plus = capture(() => scope(() => add(scale(x, 1), Tensor.full([1], 1))))

@@ -6,6 +6,7 @@ import { TrainCoreError } from '../../lib/errors.js'
 import { createTensor, DTYPE_BYTES, DTYPES, native } from '../../lib/native.js'
 import { add, fill } from '../../lib/ops/elementwise.js'
 import { type DType, keep, run, scope, Tensor } from '../../lib/tensor.js'
+import { onEachDevice } from '../devices.js'
 import { inProcess } from './process.js'
 
 const live = (): number => currentDevice().info().live
@@ -46,6 +47,18 @@ test('a tensor of rank 0 is given like any other; one without elements too', asy
   assert.equal((await none.read()).length, 0)
   assert.equal(none.readSync().length, 0)
   assert.equal(none.view([0, 7]).size, 0)
+})
+
+onEachDevice('tensors larger than what a device stages at a time are written and read whole', async () => {
+  const values = (seed: number): Int32Array =>
+    Int32Array.from({ length: 5_000_011 }, (_, k) => (k * 2654435761 + seed) | 0)
+  const large = Tensor.from(values(0), [5_000_011])
+  const small = Tensor.from([3, 4, 5])
+  large.write(values(1))
+  large.write(values(2))
+  assert.deepEqual([...small.readSync()], [3, 4, 5])
+  const read = await large.read()
+  assert.ok(values(2).every((value, k) => value === read[k]))
 })
 
 test('rounds to bf16 and f16, widens from them', async () => {

@@ -113,10 +113,11 @@ Thread threads[kMostThreads];
 const std::function<void()>* body;
 std::vector<Fiber*> idle;
 alignas(1024) uint8_t dynamic[232448];
-unsigned long long products[2] = {};
+unsigned long long products[2] = {}, graph_launches = 0;
 struct Report {
   ~Report() {
     if (products[0] || products[1]) std::printf("# products mma %llu wgmma %llu\n", products[0], products[1]);
+    if (graph_launches) std::printf("# graph launches %llu\n", graph_launches);
   }
 } report;
 uint64_t slot[2][kMostThreads];
@@ -203,6 +204,34 @@ cudaError_t note(cudaError_t error) {
 }
 
 }  // namespace
+}  // namespace emu
+
+struct EmuGraph {
+  std::vector<std::function<cudaError_t()>> steps;
+};
+struct EmuStream {
+  std::unique_ptr<EmuGraph> graph;  // while it is captured
+  bool spoilt = false;              // by a call that can't be captured
+};
+struct EmuEvent {};
+
+namespace emu {
+namespace {
+
+thread_local EmuStream* captured = nullptr;  // by this thread
+
+bool capturing(cudaStream_t stream) { return stream && stream->graph; }
+cudaError_t keep(cudaStream_t stream, std::function<cudaError_t()> step) {
+  stream->graph->steps.push_back(std::move(step));
+  return cudaSuccess;
+}
+// A call that this thread may not make while it captures: one that waits, allocates or copies from or to the host.
+bool refused() {
+  if (captured) captured->spoilt = true;
+  return captured;
+}
+
+}  // namespace
 
 uint64_t* slots() { return slot[current->operations++ % 2]; }
 
@@ -251,9 +280,10 @@ void finish_copies(unsigned pending) {
   current->copies = std::move(left);
 }
 
-cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
+cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, const std::function<void()>& thread) {
   if (block.y != 1 || block.z != 1 || block.x == 0 || block.x > kMostThreads || !grid.x || !grid.y || !grid.z)
     return note(cudaErrorInvalidValue);
+  if (capturing(stream)) return keep(stream, [=] { return launch(nullptr, grid, block, thread); });
   std::lock_guard<std::mutex> lock(one_grid);
   if (sticky != cudaSuccess) return note(sticky);
   body = &thread;
@@ -304,6 +334,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 // Blocks lie between inaccessible pages and end at one (but for alignment to 64): what is written past them stops the
 // process.
 cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (refused()) return note(cudaErrorStreamCaptureUnsupported);
   const size_t page = 4096, rounded = (bytes + 63) / 64 * 64, pages = (rounded + page - 1) / page * page;
   std::lock_guard<std::mutex> lock(memory_mutex);
   if (in_use + pages > size_t(4) << 30) return note(cudaErrorMemoryAllocation);
@@ -321,6 +352,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
 }
 cudaError_t cudaFree(void* data) {
   if (!data) return cudaSuccess;
+  if (refused()) return note(cudaErrorStreamCaptureUnsupported);
   const size_t page = 4096;
   std::lock_guard<std::mutex> lock(memory_mutex);
   char* all = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(data) / page * page) - page;
@@ -332,17 +364,51 @@ cudaError_t cudaFree(void* data) {
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) { return *data = std::calloc(1, bytes), cudaSuccess; }
 cudaError_t cudaFreeHost(void* data) { return std::free(data), cudaSuccess; }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (kind != cudaMemcpyDeviceToDevice && refused()) return note(cudaErrorStreamCaptureUnsupported);
+  if (capturing(stream)) return keep(stream, [=] { return cudaMemcpyAsync(to, from, bytes, kind, nullptr); });
   if (bytes) std::memmove(to, from, bytes);
   return note(sticky);
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
-cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
+  if (capturing(stream)) return keep(stream, [=] { return cudaMemsetAsync(data, value, bytes, nullptr); });
   if (bytes) std::memset(data, value, bytes);
   return note(sticky);
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return note(sticky); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = new EmuStream, cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return note(refused() ? cudaErrorStreamCaptureUnsupported : sticky); }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = new EmuEvent, cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return note(sticky); }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaStreamSynchronize(nullptr); }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (captured || sticky != cudaSuccess) return note(sticky != cudaSuccess ? sticky : cudaErrorInvalidValue);
+  stream->graph = std::make_unique<EmuGraph>();
+  stream->spoilt = false;
+  captured = stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (captured != stream) return note(cudaErrorInvalidValue);
+  captured = nullptr;
+  const auto made = std::move(stream->graph);
+  if (stream->spoilt) return note(cudaErrorStreamCaptureInvalidated);
+  return *graph = new EmuGraph(std::move(*made)), cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* launchable, cudaGraph_t graph, unsigned long long) {
+  return *launchable = new EmuGraph(*graph), cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t launchable, cudaStream_t) {
+  graph_launches++;
+  for (const auto& step : launchable->steps)
+    if (const cudaError_t error = step(); error != cudaSuccess) return error;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t launchable) { return delete launchable, cudaSuccess; }

@@ -7,6 +7,7 @@ import { before, describe, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { backends, device } from '../../lib/device.js'
 import { gelu } from '../../lib/ops/elementwise.js'
+import { capture } from '../../lib/step.js'
 import { NEW, run, Tensor } from '../../lib/tensor.js'
 import { noStandIn, standIn } from '../cuda-emu/stand-in.js'
 
@@ -61,6 +62,22 @@ const cases: Record<string, () => unknown> = {
     const x = Tensor.from(Float32Array.of(1, 2), [2], { device: device('cuda') })
     return thrown(() => run('gelu_backward', [x, x], [NEW]))
   },
+  // Six runs of a captured step (the first two and the verified third come before the second replay), then one that outlives its step.
+  async graph() {
+    const open = device('cuda')
+    const [x, y] = [1, 2].map(() => Tensor.from(Float32Array.of(0, 0), [2], { device: open })) as [Tensor, Tensor]
+    const step = capture(() => run('add', [x, run('add', [x, y], [NEW])[0]], [NEW])[0]!, { device: open })
+    const seen: (number[] | Outcome)[] = []
+    for (let k = 1; k <= 6; k++) {
+      x.write([k, 10 * k])
+      const sum = step()
+      seen.push(await sum.read().then(data => [...(data as Float32Array)], outcome))
+    }
+    const before = open.info().description
+    step.free()
+    await x.read()
+    return { seen, before, after: open.info().description }
+  },
   memory: () => thrown(() => Tensor.empty([1 << 23], { device: device('cuda') })),
 }
 
@@ -70,7 +87,8 @@ if (asked) {
   process.stdout.write(`RESULT ${JSON.stringify(await cases[asked]!())}\n`)
 } else {
   let library = ''
-  function child(name: string, env: Record<string, string> = {}): Outcome {
+  const child = (name: string, env: Record<string, string> = {}): Outcome => childWithErrors(name, env).result
+  function childWithErrors(name: string, env: Record<string, string> = {}): { result: Outcome; stderr: string } {
     const childEnv: NodeJS.ProcessEnv = {
       ...process.env,
       TRAIN_CORE_STUB_CASE: name,
@@ -81,7 +99,7 @@ if (asked) {
     const { stdout, stderr } = spawnSync(process.execPath, [file], { env: childEnv, encoding: 'utf8' })
     const result = /^RESULT (.*)$/m.exec(stdout)?.[1]
     assert.ok(result, `the child ended without a result: ${stdout}${stderr}`)
-    return JSON.parse(result) as Outcome
+    return { result: JSON.parse(result) as Outcome, stderr }
   }
   const refused = (status: Outcome, reason: RegExp): void => {
     assert.equal(status.available, false)
@@ -108,9 +126,9 @@ if (asked) {
       refused(child('status', { TRAIN_CORE_CUDA_LIBRARY: other }), /has no train_core_cuda_api: it is not train-core's/)
     })
     for (const [fault, reason] of [
-      ['abi', /is of another build \(interface 2, version unknown\); wanted: interface 1.*; help: rebuild/],
+      ['abi', /is of another build \(interface 3, version unknown\); wanted: interface 2.*; help: rebuild/],
       ['args', /is of another build/],
-      ['version', /is of another build \(interface 1, version 0\.0\.0\); wanted: interface 1, version/],
+      ['version', /is of another build \(interface 2, version 0\.0\.0\); wanted: interface 2, version/],
       ['no-device', /^the stub has no device$/],
     ] as const)
       test(`with the fault ${fault} is refused, and says why`, () =>
@@ -146,6 +164,44 @@ if (asked) {
       const { code, message } = child('unsupported') as { code: string; message: string }
       assert.equal(code, 'ERR_UNSUPPORTED')
       assert.match(message, /\[gelu_backward\] the cuda backend has no kernel for it/)
+    })
+    const sums = [1, 2, 3, 4, 5, 6].map(k => [2 * k, 20 * k])
+    test('runs a captured step as a graph from the first replay on, launched once a step', () => {
+      const { result, stderr } = childWithErrors('graph')
+      assert.deepEqual(result, {
+        seen: sums,
+        before: 'cuda:0: stub 0: 4 graphs and 4 ops launched, 1 graphs live',
+        after: 'cuda:0: stub 0: 4 graphs and 4 ops launched, 0 graphs live',
+      })
+      assert.equal(stderr, '')
+    })
+    test('runs captured steps op by op where graphs are turned off', () => {
+      const { result, stderr } = childWithErrors('graph', { TRAIN_CORE_CUDA_GRAPH: '0' })
+      assert.deepEqual(
+        [result.seen, result.before],
+        [sums, 'cuda:0: stub 0: 0 graphs and 12 ops launched, 0 graphs live'],
+      )
+      assert.equal(stderr, '')
+    })
+    for (const [fault, why] of [
+      ['graph-begin', 'no capture begins'],
+      ['graph-op', "the op can't be captured"],
+      ['graph-end', 'no graph can be had'],
+    ] as const)
+      test(`runs captured steps op by op with the fault ${fault}, and says so in one line`, () => {
+        const { result, stderr } = childWithErrors('graph', { TRAIN_CORE_STUB: fault })
+        assert.deepEqual(
+          [result.seen, result.before],
+          [sums, 'cuda:0: stub 0: 0 graphs and 12 ops launched, 0 graphs live'],
+        )
+        assert.equal(
+          stderr,
+          `train-core: cuda:0: captured steps run op by op, since one could not become a CUDA graph: ${why}\n`,
+        )
+      })
+    test('reports a graph that could not be launched', () => {
+      const { seen } = child('graph', { TRAIN_CORE_STUB: 'graph-launch' })
+      assert.deepEqual((seen as unknown[])[3], { code: 'ERR_DEVICE', message: 'the graph was lost' })
     })
     test('that is out of memory names sizes', () => {
       const { code, message } = child('memory') as { code: string; message: string }

@@ -1,9 +1,12 @@
 // A train_core_cuda.so for the tests of csrc/cuda_library.cc: the interface of csrc/cuda/abi.h over host memory, with the ops
 // fill and add, and gelu_forward, which fails as a kernel does, later. TRAIN_CORE_STUB picks what is wrong with it:
 //   abi, args, version: of another build    no-device: nothing to run on    open: the device can't be opened
+//   graph-begin, graph-op, graph-end: no graph can be made    graph-launch: the second launch of one fails
+// describe() tells how many graphs and how many ops, outside graphs, were launched, and how many graphs there are.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "cuda/abi.h"
 
@@ -11,7 +14,12 @@ namespace tc::cuda {
 
 struct Device {
   int32_t index;
-  Status pending;  // what the next finish() reports
+  Status pending;            // what the next finish() reports
+  Graph* capture = nullptr;  // what is launched goes in here
+  int graphs = 0, ops = 0, live = 0;
+};
+struct Graph {
+  std::vector<Args> launches;
 };
 
 namespace {
@@ -39,7 +47,10 @@ Device* open(int32_t index, Status* s) {
   return nullptr;
 }
 void close(Device* d) { delete d; }
-void describe(Device* d, char* text, size_t size) { std::snprintf(text, size, "stub %d", d->index); }
+void describe(Device* d, char* text, size_t size) {
+  std::snprintf(text, size, "stub %d: %d graphs and %d ops launched, %d graphs live", d->index, d->graphs, d->ops,
+                d->live);
+}
 size_t memory(Device*) { return kMemory; }
 
 // The size stands before each block.
@@ -67,7 +78,7 @@ void fill_zero(Device*, void* data, size_t bytes, Status*) { std::memset(data, 0
 
 bool has(Op op) { return op == Op::fill || op == Op::add || op == Op::gelu_forward || op == Op::scale; }
 size_t workspace(Device*, const Args*) { return 0; }
-void launch(Device* d, const Args* x, Status* s) {
+void run(Device* d, const Args* x, Status* s) {
   float* out = x->out[0].f32();
   const int64_t n = x->out[0].size();
   if (x->op == Op::fill)
@@ -76,6 +87,37 @@ void launch(Device* d, const Args* x, Status* s) {
     for (int64_t k = 0; k < n; k++) out[k] = x->in[0].f32()[k] + x->in[1].f32()[k];
   if (x->op == Op::gelu_forward) fail(&d->pending, Status::kData, "[gelu_forward] found out later");
   if (x->op == Op::scale) fail(s, Status::kDevice, "[scale] could not be queued");
+}
+void launch(Device* d, const Args* x, Status* s) {
+  if (!d->capture) {
+    d->ops++;
+    return run(d, x, s);
+  }
+  if (is("graph-op")) return fail(s, Status::kDevice, "the op can't be captured");
+  d->capture->launches.push_back(*x);
+}
+
+void graph_begin(Device* d, Status* s) {
+  if (is("graph-begin")) return fail(s, Status::kDevice, "no capture begins");
+  d->capture = new Graph;
+}
+Graph* graph_end(Device* d, Status* s) {
+  Graph* made = d->capture;
+  d->capture = nullptr;
+  if (is("graph-end") && s->ok()) fail(s, Status::kDevice, "no graph can be had");
+  if (s->ok()) return d->live++, made;
+  delete made;
+  return nullptr;
+}
+void graph_launch(Device* d, Graph* g, Status* s) {
+  if (is("graph-launch") && d->graphs == 1) return fail(s, Status::kDevice, "the graph was lost");
+  d->graphs++;
+  for (const Args& x : g->launches)
+    if (s->ok()) run(d, &x, s);
+}
+void graph_free(Device* d, Graph* g) {
+  d->live--;
+  delete g;
 }
 
 }  // namespace
@@ -101,6 +143,10 @@ extern "C" __attribute__((visibility("default"))) const tc::cuda::Api* train_cor
                           finish,
                           has,
                           workspace,
-                          launch};
+                          launch,
+                          graph_begin,
+                          graph_end,
+                          graph_launch,
+                          graph_free};
   return &api;
 }

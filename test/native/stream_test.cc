@@ -94,8 +94,9 @@ TEST(stream_reports_a_device_that_fails_when_it_is_waited_for) {
 TEST(stream_replays_a_list_and_stops_it_at_a_failure) {
   FakeDevice device;
   Stream stream(device, false);
-  const std::vector<Launch> good = {launch(count_kernel, 0), launch(count_kernel, 1), launch(count_kernel, 2)};
-  const std::vector<Launch> bad = {launch(count_kernel, 0), launch(fail_kernel, 7), launch(count_kernel, 1)};
+  Replay good, bad;
+  good.launches = {launch(count_kernel, 0), launch(count_kernel, 1), launch(count_kernel, 2)};
+  bad.launches = {launch(count_kernel, 0), launch(fail_kernel, 7), launch(count_kernel, 1)};
   for (int round = 0; round < 50; round++) {
     ran = 0;
     Job job;
@@ -103,6 +104,26 @@ TEST(stream_replays_a_list_and_stops_it_at_a_failure) {
     stream.push(std::move(job));
     const auto failure = stream.finish();
     CHECK(round % 2 ? failure && ran == 1 : !failure && ran == 3);
+  }
+}
+
+TEST(stream_asks_once_for_a_graph_and_looks_at_kernels_without) {
+  for (const bool makes_graphs : {false, true}) {
+    FakeDevice device;
+    device.makes_graphs = makes_graphs;
+    Stream stream(device, false);
+    Replay replay;
+    replay.launches = {launch(count_kernel, 0), launch(count_kernel, 1)};
+    for (int round = 0; round < 6; round++) {
+      ran = 0;
+      if (round == 2) stream.time_kernels(true);
+      if (round == 4) stream.time_kernels(false);
+      Job job;
+      job.replay = &replay;
+      stream.push(std::move(job));
+      CHECK(!stream.finish() && ran == 2);
+    }
+    CHECK(device.graphs == 1 && device.graph_launches == (makes_graphs ? 4 : 0));
   }
 }
 

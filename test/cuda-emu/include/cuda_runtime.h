@@ -5,7 +5,7 @@
 // The blocks of a grid run one after the other. The threads of a block are fibers that run in turn until they wait at
 // __syncthreads(), __syncwarp() or a shuffle; TRAIN_CORE_EMU_ORDER=reverse turns the order round, which changes the
 // result of a kernel that lacks a barrier. Shared memory is full of NaN when a block starts. A barrier that part of the
-// threads never reach is an error.
+// threads never reach is an error. A graph is the list of what was captured; what may not be captured is refused.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -99,7 +99,9 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
-  cudaErrorLaunchFailure = 719
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaDeviceAttr {
@@ -107,8 +109,12 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrComputeCapabilityMinor
 };
-constexpr unsigned cudaStreamNonBlocking = 1;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
 using cudaStream_t = struct EmuStream*;
+using cudaEvent_t = struct EmuEvent*;
+using cudaGraph_t = struct EmuGraph*;
+using cudaGraphExec_t = struct EmuGraph*;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
@@ -140,6 +146,16 @@ cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t st
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* launchable, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t launchable, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t launchable);
 template <class F>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F) {
   return cudaSuccess;
@@ -152,10 +168,11 @@ cudaError_t cudaFuncSetAttribute(F, int, int bytes) {
 }
 
 namespace emu {
-cudaError_t launch(dim3 grid, dim3 block, const std::function<void()>& thread);
-}
+// Runs, or keeps for a graph while the stream is captured.
+cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, const std::function<void()>& thread);
+}  // namespace emu
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  return emu::launch(config->gridDim, config->blockDim, [&] { kernel(arguments...); });
+  return emu::launch(config->stream, config->gridDim, config->blockDim, [=] { kernel(arguments...); });
 }
