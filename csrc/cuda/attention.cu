@@ -7,10 +7,11 @@ arXiv 2205.14135: the backward recomputes the probabilities from the saved log-s
 Dropout multiplies p by keep / (1 - rate) in out, dp and d_v; the mask is a function of (b, h, i, j).
 
 kernel1: a warp a query (forward, d_q) or a key (d_k, d_v). It takes the other side 32 at a time: each lane computes the
-scores of one, then each lane adds up its channels over the 32.
+scores of one, then each lane adds up its channels over the 32. The reference of kernel2 (attention_sm80.cu).
 */
+#include "attention.cuh"
+#include "attention_sm80.h"
 #include "kernels.h"
-#include "random.cuh"
 
 namespace tc::cuda {
 
@@ -18,32 +19,6 @@ namespace {
 
 constexpr int kMostChannels = 256;
 constexpr int kOwn = kMostChannels / 32;  // channels of a lane
-
-// A call; element (b, t, h, d) of a tensor lies at (b·T + t)·stride + h·D + d from its data.
-struct Attention {
-  Floats q, k, v;                           // [B,Tq,H,D], [B,Tk,H,D] twice
-  int64_t q_stride, kv_stride, k_at, v_at;  // where k and v begin in their tensor
-  int64_t B, H, Tq, Tk, D;
-  const int32_t *until, *past;  // [B,Tk], [1], or null
-  float scale;
-  float rate;  // of dropout
-  const int32_t* rng;
-  uint32_t stream;
-
-  __device__ int64_t first() const { return past ? *past : Tk - Tq; }
-  __device__ bool visible(int64_t b, int64_t position, int64_t j) const {
-    return j <= position && (!until || position < until[b * Tk + j]);
-  }
-  __device__ int64_t query(int64_t b, int64_t h, int64_t i) const { return (b * Tq + i) * q_stride + h * D; }
-  __device__ int64_t key(int64_t b, int64_t h, int64_t j) const { return k_at + (b * Tk + j) * kv_stride + h * D; }
-  __device__ int64_t value(int64_t b, int64_t h, int64_t j) const { return v_at + (b * Tk + j) * kv_stride + h * D; }
-  __device__ int64_t result(int64_t b, int64_t h, int64_t i) const { return ((b * Tq + i) * H + h) * D; }
-  // 0 or 1 / (1 - rate)
-  __device__ float keep(int64_t bh, int64_t i, int64_t j) const {
-    if (rate == 0) return 1;
-    return philox_uniform(philox_word(rng, stream, uint64_t((bh * Tq + i) * Tk + j))) >= rate ? 1 / (1 - rate) : 0;
-  }
-};
 
 __device__ float dot(const Floats& a, int64_t at, const float* b, int64_t D) {
   float sum = 0;
@@ -213,10 +188,17 @@ dim3 blocks_of(const Attention& a, int64_t T) { return dim3(unsigned(divide_up(a
 
 }  // namespace
 
-size_t attention_forward_workspace(const Args&, const Context&) { return 0; }
+size_t attention_forward_workspace(const Args& x, const Context& c) {
+  const Attention a = attention_of(x, 0, 1, 2, 3, 4);
+  return fits_sm80(c, a) ? forward_workspace_sm80(a) : 0;
+}
 void attention_forward(const Args& x, const Context& c) {
   const Attention a = attention_of(x, 0, 1, 2, 3, 4);
-  run(c, attention_forward_kernel1, blocks_of(a, a.Tq), kRows * 32, a, floats(x.out[0]), x.out[1].f32());
+  const Floats out = floats(x.out[0]);
+  float* lse = x.out[1].f32();
+  if (fits_sm80(c, a) && aligned16(a.q) && aligned16(a.k) && aligned16(out))
+    return attention_forward_sm80(c, a, out, lse, x.workspace.data);
+  run(c, attention_forward_kernel1, blocks_of(a, a.Tq), kRows * 32, a, out, lse);
 }
 
 size_t attention_backward_workspace(const Args& x, const Context&) { return x.in[4].bytes(); }

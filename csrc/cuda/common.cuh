@@ -44,15 +44,25 @@ struct Context {
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// Queues a kernel; a failure shows in cudaGetLastError(). An empty grid is no launch.
+// Queues a kernel with `shared` bytes of dynamic shared memory; a failure shows in cudaGetLastError(). An empty grid is
+// no launch.
 template <class... Parameters, class... Arguments>
-void run(const Context& c, void (*kernel)(Parameters...), dim3 grid, int threads, Arguments... arguments) {
+void run_shared(const Context& c, void (*kernel)(Parameters...), dim3 grid, int threads, int shared,
+                Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  // More than 48 KB must be asked for, on each device.
+  if (shared && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) != cudaSuccess)
+    return;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared);
   config.stream = c.stream;
   cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+template <class... Parameters, class... Arguments>
+void run(const Context& c, void (*kernel)(Parameters...), dim3 grid, int threads, Arguments... arguments) {
+  run_shared(c, kernel, grid, threads, 0, arguments...);
 }
 
 constexpr int kThreads = 256;  // of a block, where nothing speaks for another number

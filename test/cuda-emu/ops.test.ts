@@ -15,18 +15,17 @@ test('every file of op tests is found', { skip: noStandIn }, () => {
 })
 
 const ORDERS = ['forward', 'reverse']
-async function runBothWays(file: string, capability: string): Promise<ChildRun['products']> {
+async function runBothWays(file: string, env: Record<string, string>): Promise<ChildRun['products']> {
   const digests = new Set<string>()
   const products = { mma: 0, wgmma: 0 }
   for (const order of ORDERS) {
-    const env = {
+    const emulated = {
       TRAIN_CORE_CUDA_LIBRARY: standIn('train_core_cuda_emu'),
       TRAIN_CORE_TEST_DEVICES: 'cuda',
       TRAIN_CORE_TEST_QUICK: '1',
       TRAIN_CORE_EMU_ORDER: order,
-      TRAIN_CORE_EMU_CAPABILITY: capability,
     }
-    const ran = await inChild(env, path.join(folder, file))
+    const ran = await inChild({ ...emulated, ...env }, path.join(folder, file))
     assert.equal(ran.isa, 'cuda')
     digests.add(ran.digest)
     products.mma += ran.products.mma
@@ -36,13 +35,23 @@ async function runBothWays(file: string, capability: string): Promise<ChildRun['
   return products
 }
 
+// The families that use tensor cores (csrc/cuda/*_sm80.cu, *_sm90.cu).
+const SM80 = ['attention.test.js', 'attention_laws.test.js']
+const SM90 = ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js']
+
 for (const file of files)
   test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
-    assert.equal((await runBothWays(file, '80')).wgmma, 0)
+    const { mma, wgmma } = await runBothWays(file, { TRAIN_CORE_EMU_CAPABILITY: '80' })
+    assert.deepEqual([mma > 0, wgmma], [SM80.includes(file), 0])
   })
 
-// The families that use Hopper's tensor cores (csrc/cuda/*_sm90.cu).
-for (const file of ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js'])
-  test(`${file} on emulated tensor cores`, { skip: noStandIn }, async () => {
-    assert.ok((await runBothWays(file, '90')).wgmma > 0, 'no tensor core was used')
+for (const file of SM90)
+  test(`${file} on Hopper's emulated tensor cores`, { skip: noStandIn }, async () => {
+    assert.ok((await runBothWays(file, { TRAIN_CORE_EMU_CAPABILITY: '90' })).wgmma > 0, 'no tensor core was used')
+  })
+
+for (const file of SM80)
+  test(`${file} on CUDA's plain kernels, emulated`, { skip: noStandIn }, async () => {
+    const products = await runBothWays(file, { TRAIN_CORE_CUDA_KERNELS: 'plain' })
+    assert.deepEqual(products, { mma: 0, wgmma: 0 })
   })

@@ -148,7 +148,9 @@ forEachDevice(
 
 forEachDevice(
   'unaligned tensors give the same, and nothing around them is touched',
-  async (_, precision) => {
+  async (device, precision) => {
+    // CUDA's kernels on tensor cores need aligned tensors: another one takes these.
+    const alike = device.name === 'cuda' && precision === 'bf16'
     const random = new Random(11)
     for (const [B, H, D, Tq, Tk] of [
       [2, 3, 24, 35, 35],
@@ -187,7 +189,11 @@ forEachDevice(
         frames.push(framed(shape, type, x))
         return frames.at(-1)!.tensor
       })
-      for (const [k, x] of want.entries()) assertSame(got[k]!, x, `[${B}, ${H}, ${D}, ${Tq}, ${Tk}] output ${k}`)
+      for (const [k, x] of want.entries()) {
+        const name = `[${B}, ${H}, ${D}, ${Tq}, ${Tk}] output ${k}`
+        if (alike) assertAlike(got[k]!, x, name, precision)
+        else assertSame(got[k]!, x, name)
+      }
       for (const frame of frames) await frame.intact()
     }
   },
