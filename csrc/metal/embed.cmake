@@ -3,7 +3,7 @@
 file(GLOB KERNELS "${FOLDER}/*.metal")
 file(READ "${FOLDER}/prelude.metal" PRELUDE)
 file(READ "${FOLDER}/params.h" PARAMS)
-set(TEXT "#include \"sources.h\"\nnamespace tc::metal {\nconst Source kSources[] = {\n")
+set(TEXT "#include \"metal/sources.h\"\nnamespace tc::metal {\nconst Source kSources[] = {\n")
 set(COUNT 0)
 foreach(FILE ${KERNELS})
   get_filename_component(NAME "${FILE}" NAME_WE)
