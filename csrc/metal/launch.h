@@ -32,7 +32,7 @@ class Launch {
   // Nothing to do where the grid is empty.
   template <class P>
   void run(const P& params, Size groups, uint32_t threads) {
-    static_assert(std::is_trivially_copyable_v<P>);
+    static_assert(std::is_trivially_copyable_v<P> && sizeof(P) <= 4096);  // what Metal's setBytes takes
     run(&params, sizeof params, groups, threads);
   }
 

@@ -3,6 +3,7 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -20,26 +21,48 @@ struct Buffer {
 };
 struct Pipeline {
   id<MTLComputePipelineState> state;
+  std::string kernel;
 };
 
 namespace {
 
+constexpr NSUInteger kLanes = 32;  // of a simdgroup, as all kernels assume; Apple's GPUs have no other
+
 typedef id<MTLLibrary> Library;
-typedef id<MTLCommandBuffer> Command;
 
 struct Pool {
   NSAutoreleasePool* pool = [[NSAutoreleasePool alloc] init];
   ~Pool() { [pool drain]; }
 };
 
-void say(char* to, const char* what, NSError* error) {
-  std::snprintf(to, kErrorText, "%s%s%s", what, error ? ": " : "",
-                error ? [[error localizedDescription] UTF8String] : "");
+// What is said of an error fits into kErrorText: where it is longer, it begins with the compiler's first error.
+void say(char* to, const std::string& what, NSError* error) {
+  std::string why = error ? [[error localizedDescription] UTF8String] : "";
+  if (const size_t at = why.find("error:"); at != std::string::npos && what.size() + why.size() >= kErrorText)
+    why = why.substr(why.rfind('\n', at) + 1);
+  std::snprintf(to, kErrorText, "%s%s%s", what.c_str(), error ? ": " : "", why.c_str());
 }
+
+// A command buffer on its way, with what it runs.
+struct Command {
+  id<MTLCommandBuffer> buffer = nil;
+  std::vector<const Pipeline*> pipelines;
+
+  std::string kernels() const {
+    constexpr size_t kNamed = 8;
+    std::vector<std::string> names;
+    for (const Pipeline* p : pipelines)
+      if (std::find(names.begin(), names.end(), p->kernel) == names.end()) names.push_back(p->kernel);
+    std::string text;
+    for (size_t k = 0; k < names.size() && k < kNamed; k++) text += (k ? ", " : "") + names[k];
+    return names.size() > kNamed ? text + ", ..." : text;
+  }
+};
 
 class MetalRuntime : public Runtime {
  public:
-  explicit MetalRuntime(id<MTLDevice> device) : device_(device), queue_([device newCommandQueue]) {
+  // Takes over one reference to each.
+  MetalRuntime(id<MTLDevice> device, id<MTLCommandQueue> queue) : device_(device), queue_(queue) {
     Pool pool;
     nothing_ = [device_ newBufferWithLength:64 options:MTLResourceStorageModeShared];
     description_ = std::string([[device_ name] UTF8String]) + ", macOS " +
@@ -62,6 +85,7 @@ class MetalRuntime : public Runtime {
 
   Buffer* allocate(size_t bytes, void** contents) override {
     Pool pool;
+    if (bytes > size_t([device_ maxBufferLength])) return nullptr;
     id<MTLBuffer> buffer = [device_ newBufferWithLength:bytes options:MTLResourceStorageModeShared];
     if (!buffer) return nullptr;
     *contents = [buffer contents];
@@ -92,8 +116,10 @@ class MetalRuntime : public Runtime {
     if (!function) return say(error, "no such kernel", problem), nullptr;
     id<MTLComputePipelineState> state = [device_ newComputePipelineStateWithFunction:function error:&problem];
     [function release];
-    if (!state) return say(error, "no pipeline", problem), nullptr;
-    pipelines_.push_back(std::make_unique<Pipeline>(Pipeline{state}));
+    if (!state) return say(error, "no pipeline on " + description_, problem), nullptr;
+    pipelines_.push_back(std::make_unique<Pipeline>(Pipeline{state, kernel}));
+    if (const NSUInteger lanes = [state threadExecutionWidth]; lanes != kLanes)
+      return say(error, "a simdgroup of this GPU has " + std::to_string(lanes) + " threads, not 32", nil), nullptr;
     return pipelines_.back().get();
   }
   uint32_t max_threads(const Pipeline* pipeline) const override {
@@ -102,10 +128,8 @@ class MetalRuntime : public Runtime {
 
   void dispatch(const Dispatch& d) override {
     Pool pool;
-    if (!command_) {
-      command_ = [[queue_ commandBuffer] retain];
-      encoder_ = [[command_ computeCommandEncoder] retain];
-    }
+    if (!encoder_ && !begin()) return;
+    command_.pipelines.push_back(d.pipeline);
     [encoder_ setComputePipelineState:d.pipeline->state];
     for (int k = 0; k < d.buffer_count; k++) {
       const Binding& b = d.buffers[k];
@@ -119,33 +143,48 @@ class MetalRuntime : public Runtime {
   }
 
   void commit() override {
-    if (!command_) return;
+    if (!encoder_) return;
     Pool pool;
     [encoder_ endEncoding];
     [encoder_ release];
     encoder_ = nil;
-    [command_ commit];
-    committed_.push_back(command_);
-    command_ = nil;
+    [command_.buffer commit];
+    committed_.push_back(std::move(command_));
+    command_ = {};
   }
 
   bool wait(char* error) override {
     commit();
     Pool pool;
-    bool good = true;
-    for (Command command : committed_) {
-      [command waitUntilCompleted];
-      if (good && [command status] == MTLCommandBufferStatusError) {
-        say(error, "the GPU stopped a command buffer", [command error]);
-        good = false;
+    std::string what = std::move(problem_);
+    problem_.clear();
+    NSError* why = nil;
+    for (const Command& command : committed_) {
+      id<MTLCommandBuffer> buffer = command.buffer;
+      [buffer waitUntilCompleted];
+      if (what.empty() && [buffer status] == MTLCommandBufferStatusError) {
+        what = "the GPU stopped a command buffer of " + command.kernels();
+        why = [[[buffer error] retain] autorelease];
       }
-      [command release];
+      [buffer release];
     }
     committed_.clear();
-    return good;
+    if (what.empty()) return true;
+    return say(error, what, why), false;
   }
 
  private:
+  // Metal gives nil where it can't, and messages to nil do nothing: without a check, kernels would silently not run.
+  bool begin() {
+    command_.buffer = [[queue_ commandBuffer] retain];
+    encoder_ = [[command_.buffer computeCommandEncoder] retain];
+    if (encoder_) return true;
+    [command_.buffer release];
+    command_ = {};
+    problem_ = "Metal gives no command buffer";
+    return false;
+  }
+
   // Compiled at first use; nil and the compiler's message where it can't be.
   Library library_of(const char* file, char* error) {
     Library& library = libraries_[file];
@@ -153,12 +192,13 @@ class MetalRuntime : public Runtime {
     for (int k = 0; k < kSourceCount; k++) {
       if (std::strcmp(kSources[k].file, file) != 0) continue;
       MTLCompileOptions* options = [[[MTLCompileOptions alloc] init] autorelease];
+      // Deprecated since macOS 15 for mathMode, which older systems do not have.
       [options setFastMathEnabled:NO];
       NSError* problem = nil;
       library = [device_ newLibraryWithSource:[NSString stringWithUTF8String:kSources[k].text]
                                       options:options
                                         error:&problem];
-      if (!library) say(error, ("does not compile on " + description_).c_str(), problem);
+      if (!library) say(error, "does not compile on " + description_, problem);
       return library;
     }
     say(error, "no such file", nil);
@@ -171,18 +211,28 @@ class MetalRuntime : public Runtime {
   std::string description_;
   std::map<std::string, Library> libraries_;
   std::vector<std::unique_ptr<Pipeline>> pipelines_;
-  Command command_ = nil;
-  id<MTLComputeCommandEncoder> encoder_ = nil;
+  Command command_;
+  id<MTLComputeCommandEncoder> encoder_ = nil;  // of command_; nil: nothing is encoded
   std::vector<Command> committed_;
+  std::string problem_;  // of encoding; wait() tells it
 };
+
+// Without a window server (ssh, CI) the default device can be nil where the list is not empty, and the other way round.
+id<MTLDevice> any_device() {
+  if (id<MTLDevice> device = MTLCreateSystemDefaultDevice()) return device;
+  NSArray* all = [MTLCopyAllDevices() autorelease];
+  return [all count] ? [[all objectAtIndex:0] retain] : nil;
+}
 
 }  // namespace
 
 Runtime* open_system_runtime(char* reason) {
   Pool pool;
-  id<MTLDevice> device = MTLCreateSystemDefaultDevice();
+  id<MTLDevice> device = any_device();
   if (!device) return say(reason, "this Mac has no Metal device; help: use --device cpu", nil), nullptr;
-  return new MetalRuntime(device);
+  if (id<MTLCommandQueue> queue = [device newCommandQueue]) return new MetalRuntime(device, queue);
+  [device release];
+  return say(reason, "Metal gives no command queue; help: use --device cpu", nil), nullptr;
 }
 
 }  // namespace tc::metal

@@ -1,20 +1,16 @@
 // Tests the tests: breaks the kernels one line at a time (a barrier removed, a guard dropped, a mask off by one) and asks whether the
 // op tests on emulated Metal notice. All of them with TRAIN_CORE_TEST_ALL=1, one of each kind otherwise.
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
-import { promisify } from 'node:util'
 import { packageRoot } from '../../lib/native-loader.js'
 import { emulatorReason, runEmulated } from './emulated.js'
+import { compileAs, objectsOf, run } from './rebuild.js'
 
-const run = promisify(execFile)
 const root = packageRoot()
 const kernels = path.join(root, 'csrc/metal')
-const tree = path.join(root, 'build/cmake')
-const objects = path.join(tree, 'test/metal-emu/CMakeFiles')
 
 /** A line of a family's file that holds `find` gets `put` in its place. `quick`: run with every `npm test`. */
 interface Rule {
@@ -107,20 +103,10 @@ async function build(m: Mutant, folder: string): Promise<string> {
   const [kernel, bound] = [path.join(folder, `${m.family}.metal`), path.join(folder, `${m.family}.metal.cc`)]
   writeFileSync(kernel, lines.join('\n'))
   await run(process.execPath, [path.join(root, 'test/metal-emu/bind.mjs'), bound, kernel])
-  const commands = JSON.parse(readFileSync(path.join(tree, 'compile_commands.json'), 'utf8')) as {
-    file: string
-    command: string
-  }[]
-  const { command } = commands.find(c => path.basename(c.file) === `${m.family}.metal.cc`)!
-  const words = command.split(' ').filter(word => word !== '-O2' && word !== '-O3' && !word.endsWith('ccache'))
-  const [compiler, ...flags] = words.slice(0, words.indexOf('-o')) as [string, ...string[]]
   const object = path.join(folder, 'mutant.o')
-  await run(compiler, [...flags, '-O1', '-c', bound, '-o', object])
-  const others = path.join(objects, 'train_core_metal_kernels.dir')
-  const emulator = path.join(objects, 'train_core_metal_emulator.dir/emulator')
-  const all = [others, emulator].flatMap(at => readdirSync(at).map(name => path.join(at, name)))
+  const compiler = await compileAs(`${m.family}.metal.cc`, bound, object)
   const library = path.join(folder, 'mutant.so')
-  const kept = all.filter(name => name.endsWith('.o') && !name.endsWith(`/${m.family}.metal.cc.o`))
+  const kept = objectsOf(['train_core_metal_kernels', 'train_core_metal_emulator'], [`${m.family}.metal.cc`])
   await run(compiler, ['-shared', ...kept, object, '-ldl', '-o', library])
   return library
 }
