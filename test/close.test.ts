@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { assertClose, assertSame, type CloseOptions, rounder, roundToBf16, ulp } from './close.js'
+import { assertClose, assertSame, type CloseOptions, rounder, roundToBf16, roundToF16, ulp } from './close.js'
 import { Random } from './random.js'
 
 const R = 5
@@ -95,4 +95,10 @@ test('bf16 rounding goes to the nearest, ties to even', () => {
   assert.equal(roundToBf16(3.4e38), Infinity)
   assert.equal(ulp(1.5, 'bf16'), 2 ** -7)
   assert.equal(ulp(3, 'f32'), 2 ** -22)
+})
+
+test('f16: ties to even, subnormals, the largest number', () => {
+  const given = [1 + 2 ** -11, 1 + 3 * 2 ** -11, -(2 ** -25), 3 * 2 ** -25, 65519, 65520, -1e9, 0.1]
+  const rounded = [1, 1 + 2 ** -9, -0, 2 ** -23, 65504, Infinity, -Infinity, 0.0999755859375]
+  assert.deepEqual(given.map(roundToF16), rounded)
 })

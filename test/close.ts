@@ -16,6 +16,14 @@ export function roundToBf16(x: number): number {
   return single[0]!
 }
 
+/** The nearest f16 (IEEE 754 binary16), ties to even. */
+export function roundToF16(x: number): number {
+  const step = 2 ** (Math.max(Math.floor(Math.log2(Math.abs(x))), -14) - 10)
+  const tie = Math.abs(x / step) % 1 === 0.5
+  const rounded = (tie ? 2 * Math.round(x / step / 2) : Math.round(x / step)) * step
+  return Math.abs(rounded) > 65504 ? Math.sign(x) * Number.POSITIVE_INFINITY : rounded
+}
+
 /** Rounds to the nearest number of a precision: what storing in it does. */
 export function rounder(precision: Precision): (x: number) => number {
   return precision === 'f32' ? Math.fround : roundToBf16

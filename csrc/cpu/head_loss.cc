@@ -1,9 +1,13 @@
 /*
 Head and losses together, so that no [R,V] tensor of student or teacher ever exists.
 
-  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32;
+  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ;
   the losses, and d_z in place of z_s (loss_row.cc);
   d_hidden = d_z·head;  d_head += d_zᵀ·hidden
+
+z is f32, or, where hidden and head are bf16, f16 and relative to the row's largest logit of the first 128 columns: no
+loss sees what all of a row is shifted by, and what is near the largest is rounded by at most 2^-9 then, less than the
+bf16 gradient is. Half the bytes are twice the rows of a chunk, and the heads and d_head are read half as often.
 
 Ignored rows are left out of the products: a chunk takes the next rows that count, gathered where they are apart. After
 Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, 2410.10989).
@@ -29,6 +33,7 @@ constexpr size_t kLogits =
 constexpr int64_t kMostRows = 512;  // small vocabularies: a chunk's logits stay in cache
 constexpr int64_t kRowStep = 16;
 constexpr int64_t kHeadBlock = 2048;  // rows of d_head multiplied at a time: bounds the packed d_z
+constexpr int64_t kSampled = 128;     // columns whose largest logit f16 logits are relative to
 
 const View kAbsent;
 
@@ -41,9 +46,9 @@ struct Plan {
   const LossSettings c;
   const bool teacher;
   const int64_t R, C, Ct;
-  const DType d_dtype;    // of d_z: bf16 where both of its products can then be in bf16
-  int64_t stride, chunk;  // floats from one row of logits to the next; rows
-  size_t z, z_t, hidden, t_hidden, d_hidden, rows, product;
+  const DType z_type, t_type, d_dtype;  // of z_s, z_t and d_z
+  int64_t stride, chunk;                // elements from one row of logits to the next; rows
+  size_t z, z_t, sample, shift, hidden, t_hidden, d_hidden, rows, product;
 
   explicit Plan(const Args& args)
       : x(args),
@@ -52,9 +57,12 @@ struct Plan {
         R(rows_of(x.in[0])),
         C(x.in[0].last()),
         Ct(teacher ? x.in[4].last() : 0),
-        d_dtype(x.in[0].dtype == DType::bf16 && x.in[1].dtype == DType::bf16 ? DType::bf16 : DType::f32) {
+        z_type(logits_type(x.in[0], x.in[1])),
+        t_type(logits_type(x.in[4], x.in[5])),
+        d_dtype(z_type == DType::f16 ? DType::bf16 : DType::f32) {
     stride = round_up(c.vocab, 16);
-    const int64_t fits = int64_t(kLogits / (size_t(stride) * sizeof(float) * (teacher ? 2 : 1)));
+    const size_t z_size = dtype_size(z_type), t_size = teacher ? dtype_size(t_type) : 0;
+    const int64_t fits = int64_t(kLogits / (size_t(stride) * (z_size + t_size)));
     chunk = std::clamp(fits / kRowStep * kRowStep, kRowStep, kMostRows);
     chunk = std::min(chunk, std::max<int64_t>(R, 1));
     size_t at = 0;
@@ -63,8 +71,10 @@ struct Plan {
       at += size_t(round_up(count * int64_t(size), 64));
       return begin;
     };
-    z = take(chunk * stride, sizeof(float));
-    z_t = take(teacher ? chunk * stride : 0, sizeof(float));
+    z = take(chunk * stride, z_size);
+    z_t = take(chunk * stride, t_size);
+    sample = take(chunk * kSampled, sizeof(float));
+    shift = take(chunk, sizeof(float));
     hidden = take(chunk * C, dtype_size(x.in[0].dtype));
     t_hidden = take(chunk * Ct, dtype_size(x.in[4].dtype));
     d_hidden = take(chunk * C, dtype_size(x.in[0].dtype));
@@ -72,12 +82,16 @@ struct Plan {
     product = at;
   }
 
+  static DType logits_type(const View& from, const View& head) {
+    return from.dtype == DType::bf16 && head.dtype == DType::bf16 ? DType::f16 : DType::f32;
+  }
+
   // Products of a chunk of n rows, all but their pointers.
   Gemm logits(const View& from, const View& head, int64_t n) const {
     Gemm g;
     g.M = n, g.N = c.vocab, g.K = from.last();
     g.lda = g.ldb = g.K, g.ldo = stride;
-    g.a_type = from.dtype, g.b_type = head.dtype;
+    g.a_type = from.dtype, g.b_type = head.dtype, g.out_type = logits_type(from, head);
     g.b = head.data;
     g.trans_b = true;
     return g;
@@ -85,7 +99,7 @@ struct Plan {
   Gemm to_hidden(int64_t n) const {
     Gemm g;
     g.M = n, g.N = C, g.K = c.vocab;
-    g.lda = d_stride(), g.ldb = g.ldo = C;
+    g.lda = stride, g.ldb = g.ldo = C;
     g.a_type = d_dtype, g.b_type = x.in[1].dtype, g.out_type = x.in[0].dtype;
     g.b = x.in[1].data;
     return g;
@@ -93,12 +107,11 @@ struct Plan {
   Gemm to_head(int64_t n, int64_t head_rows) const {
     Gemm g;
     g.M = head_rows, g.N = C, g.K = n;
-    g.lda = d_stride(), g.ldb = g.ldo = C;
+    g.lda = stride, g.ldb = g.ldo = C;
     g.a_type = d_dtype, g.b_type = x.in[0].dtype;
     g.trans_a = true;
     return g;
   }
-  int64_t d_stride() const { return d_dtype == DType::bf16 ? 2 * stride : stride; }  // rows stay where z's were
 
   size_t bytes() const {
     const int threads = x.device->threads();
@@ -131,7 +144,9 @@ struct HeadLoss {
 
   char* space(size_t at) const { return x.workspace.as<char>() + at; }
   int64_t* rows() const { return reinterpret_cast<int64_t*>(space(plan.rows)); }
-  float* logits_row(size_t of, int64_t k) const { return reinterpret_cast<float*>(space(of)) + k * plan.stride; }
+  char* logits_row(size_t of, DType type, int64_t k) const {
+    return space(of) + size_t(k * plan.stride) * dtype_size(type);
+  }
   bool together() const { return rows()[count - 1] - rows()[0] == count - 1; }
   void multiply(Gemm g) const {
     g.workspace = space(plan.product);
@@ -146,14 +161,31 @@ struct HeadLoss {
     return space(buffer);
   }
 
+  void logits(Gemm g, const char* from, size_t to) const {
+    g.a = from;
+    if (g.out_type == DType::f16) {
+      float *sample = reinterpret_cast<float*>(space(plan.sample)),
+            *shift = reinterpret_cast<float*>(space(plan.shift));
+      Gemm first = g;
+      first.N = first.ldo = std::min(g.N, kSampled);
+      first.out_type = DType::f32;
+      first.out = sample;
+      multiply(first);
+      for (int64_t k = 0; k < count; k++) shift[k] = vmath().max(sample + k * first.N, first.N);
+      g.row_shift = shift;
+    }
+    g.out = space(to);
+    multiply(g);
+  }
+
   void losses() const {
     pool(x).run(count, [&](int64_t k) {
       float kept[4];
       LossRow row = in.row(plan.c, rows()[k]);
-      row.student = {logits_row(plan.z, k), DType::f32};
-      if (plan.teacher) row.teacher = {logits_row(plan.z_t, k), DType::f32};
+      row.student = {logits_row(plan.z, plan.z_type, k), plan.z_type};
+      if (plan.teacher) row.teacher = {logits_row(plan.z_t, plan.t_type, k), plan.t_type};
       row.parts = parts.data ? parts.f32() + rows()[k] * 4 : kept;
-      row.d = d_hidden.data ? logits_row(plan.z, k) : nullptr;
+      row.d = d_hidden.data ? logits_row(plan.z, plan.z_type, k) : nullptr;
       row.d_dtype = plan.d_dtype;
       loss_row(plan.c, row);
     });
@@ -161,20 +193,12 @@ struct HeadLoss {
 
   void chunk(bool first) const {
     const char* hidden = gather(x.in[0], plan.hidden);
-    Gemm g = plan.logits(x.in[0], x.in[1], count);
-    g.a = hidden;
-    g.out = space(plan.z);
-    multiply(g);
-    if (plan.teacher) {
-      g = plan.logits(x.in[4], x.in[5], count);
-      g.a = gather(x.in[4], plan.t_hidden);
-      g.out = space(plan.z_t);
-      multiply(g);
-    }
+    logits(plan.logits(x.in[0], x.in[1], count), hidden, plan.z);
+    if (plan.teacher) logits(plan.logits(x.in[4], x.in[5], count), gather(x.in[4], plan.t_hidden), plan.z_t);
     losses();
     if (!d_hidden.data) return;
     const bool direct = together();
-    g = plan.to_hidden(count);
+    Gemm g = plan.to_hidden(count);
     g.a = space(plan.z);
     g.out = direct ? at_row(d_hidden, rows()[0]) : space(plan.d_hidden);
     multiply(g);

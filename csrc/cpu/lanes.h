@@ -87,6 +87,34 @@ typedef uint16_t Half __attribute__((vector_size(2 * TC_LANES)));
 #endif
 }
 
+// Between f32 and f16 (IEEE 754 binary16), by the processor where it can; to nearest even.
+[[maybe_unused]] inline Vec from_f16(Half h) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Vec(_mm512_cvtph_ps(__m256i(h)));
+#elif TC_LANES == 8 && defined(__F16C__)
+  return Vec(_mm256_cvtph_ps(__m128i(h)));
+#else
+  const Bits u = widen(h), rest = u & 0x7fff;
+  const Bits normal = (rest << 13) + (112u << 23), special = (rest << 13) + (224u << 23);
+  const Vec small = __builtin_convertvector(Int(rest), Vec) * 0x1p-24f;  // 0 and subnormals
+  return Vec((u & 0x8000) << 16 | (rest < 0x400 ? Bits(small) : rest < 0x7c00 ? normal : special));
+#endif
+}
+[[maybe_unused]] inline Half to_f16(Vec v) {
+#if TC_LANES == 16 && defined(__AVX512F__)
+  return Half(_mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT));
+#elif TC_LANES == 8 && defined(__F16C__)
+  return Half(_mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  const Bits u = Bits(v), a = u & 0x7fffffff;
+  const Bits normal = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
+  const Bits small = Bits(Vec(a) + 0.5f) - 0x3f000000;  // next to 0.5 the last place of f32 is 2^-24, a subnormal's
+  const Bits nan = 0x7e00 | ((a >> 13) & 0x1ff);
+  const Bits finite = a < 0x38800000 ? small : a < 0x477ff000 ? normal : Bits{} + 0x7c00;
+  return narrow((u >> 16 & 0x8000) | (a > 0x7f800000 ? nan : finite));
+#endif
+}
+
 // A stretch of at most TC_LANES elements; Full: exactly so many, else n of them and zeros.
 template <bool Full>
 struct Stretch {
@@ -100,14 +128,8 @@ struct Stretch {
     memcpy(&v, p + at, Full ? sizeof v : size_t(n) * 4);
     return v;
   }
-  Vec load(const uint16_t* p) const {
-#if TC_LANES == 16 && defined(__AVX512BW__)
-    if constexpr (!Full) return Vec(widen(Half(_mm256_maskz_loadu_epi16(mask(), p + at))) << 16);
-#endif
-    Half h{};
-    memcpy(&h, p + at, Full ? sizeof h : size_t(n) * 2);
-    return Vec(widen(h) << 16);
-  }
+  Vec load(const uint16_t* p) const { return Vec(widen(load_half(p)) << 16); }
+  Vec load_f16(const uint16_t* p) const { return from_f16(load_half(p)); }
   Bits load(const uint32_t* p) const {
     Bits b{};
     memcpy(&b, p + at, Full ? sizeof b : size_t(n) * 4);
@@ -119,13 +141,8 @@ struct Stretch {
 #endif
     memcpy(p + at, &v, Full ? sizeof v : size_t(n) * 4);
   }
-  void store(uint16_t* p, Vec v) const {
-    const Half h = round(v);
-#if TC_LANES == 16 && defined(__AVX512BW__)
-    if constexpr (!Full) return _mm256_mask_storeu_epi16(p + at, mask(), __m256i(h));
-#endif
-    memcpy(p + at, &h, Full ? sizeof h : size_t(n) * 2);
-  }
+  void store(uint16_t* p, Vec v) const { store_half(p, round(v)); }
+  void store_f16(uint16_t* p, Vec v) const { store_half(p, to_f16(v)); }
   // Stores, and returns what a later load will give.
   Vec store_and_load(float* p, Vec v) const {
     store(p, v);
@@ -147,6 +164,20 @@ struct Stretch {
   }
 
  private:
+  Half load_half(const uint16_t* p) const {
+#if TC_LANES == 16 && defined(__AVX512BW__)
+    if constexpr (!Full) return Half(_mm256_maskz_loadu_epi16(mask(), p + at));
+#endif
+    Half h{};
+    memcpy(&h, p + at, Full ? sizeof h : size_t(n) * 2);
+    return h;
+  }
+  void store_half(uint16_t* p, Half h) const {
+#if TC_LANES == 16 && defined(__AVX512BW__)
+    if constexpr (!Full) return _mm256_mask_storeu_epi16(p + at, mask(), __m256i(h));
+#endif
+    memcpy(p + at, &h, Full ? sizeof h : size_t(n) * 2);
+  }
 #if TC_LANES == 16 && defined(__AVX512F__)
   __mmask16 mask() const { return __mmask16((1u << n) - 1); }
 #endif

@@ -7,7 +7,7 @@
 
 namespace tc::cpu {
 
-// f32 or bf16 logits of one row; data == nullptr: none.
+// f32, bf16 or f16 logits of one row, all of them more or less by the same number if need be; data == nullptr: none.
 struct Logits {
   const void* data = nullptr;
   DType dtype = DType::f32;
@@ -22,8 +22,7 @@ struct LossRow {
   int64_t target = -1;     // only read where w_ce is not 0
   float weight = 1;        // of the gradient: seed times the row's weight
   float* parts = nullptr;  // [4]
-  void* d = nullptr;  // [vocab] gradient of the student's logits, or null; may be the student's own memory (bf16 over
-                      // f32 too)
+  void* d = nullptr;       // [vocab] gradient of the student's logits, or null; may be the student's own memory
   DType d_dtype = DType::f32;
 };
 void loss_row(const LossSettings& c, const LossRow& row);

@@ -19,7 +19,6 @@ as -1e9: p log(p/q) is 0 there, and a reverse KL that would be infinite is large
 #include <algorithm>
 #include <cmath>
 
-#include "bf16.h"
 #include "loss.h"
 #include "loss_sweeps.h"
 #include "row.h"
@@ -47,11 +46,13 @@ const LossSweeps& sweeps() {
 
 const float* read(const Logits& x, int64_t at, int64_t n, float* buffer) {
   if (x.dtype == DType::f32) return static_cast<const float*>(x.data) + at;
-  vmath().bf16_to_f32(buffer, static_cast<const uint16_t*>(x.data) + at, n);
+  const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
+  x.dtype == DType::bf16 ? vmath().bf16_to_f32(buffer, from, n) : vmath().f16_to_f32(buffer, from, n);
   return buffer;
 }
 float read_one(const Logits& x, int64_t at) {
-  return x.dtype == DType::f32 ? static_cast<const float*>(x.data)[at] : to_float(static_cast<const bf16*>(x.data)[at]);
+  float buffer;
+  return *read(x, at, 1, &buffer);
 }
 
 // body(at, n) over segments of [0, columns)

@@ -142,7 +142,10 @@ void finish_row(const Gemm& g, int64_t m, int64_t n, int64_t columns, float* sum
   }
   if (g.residual) add_to(sum, g.residual, g.residual_type, dense, columns);
   if (g.accumulate) add_to(sum, g.out, g.out_type, at, columns);
-  store(g.out, g.out_type, at, sum, columns);
+  if (g.out_type == DType::f16)
+    vmath().f32_to_f16(static_cast<uint16_t*>(g.out) + at, sum, columns, g.row_shift ? g.row_shift[m] : 0);
+  else
+    store(g.out, g.out_type, at, sum, columns);
 }
 
 // One pass: the packed rows [m0, m1) of A, steps [s0, s1).

@@ -18,6 +18,8 @@ struct VMath {
   void (*gelu_backward)(float* d_x, const float* d_out, const float* x, int64_t n);
   void (*bf16_to_f32)(float* out, const uint16_t* x, int64_t n);
   void (*f32_to_bf16)(uint16_t* out, const float* x, int64_t n);  // nearest even
+  void (*f16_to_f32)(float* out, const uint16_t* x, int64_t n);
+  void (*f32_to_f16)(uint16_t* out, const float* x, int64_t n, float shift);  // x - shift, nearest even
 };
 const VMath& vmath();
 

@@ -66,9 +66,16 @@ void bf16_to_f32(float* out, const uint16_t* x, int64_t n) {
 void f32_to_bf16(uint16_t* out, const float* x, int64_t n) {
   for_stretches(n, [&](auto c, int) { c.store(out, c.load(x)); });
 }
+void f16_to_f32(float* out, const uint16_t* x, int64_t n) {
+  for_stretches(n, [&](auto c, int) { c.store(out, c.load_f16(x)); });
+}
+void f32_to_f16(uint16_t* out, const float* x, int64_t n, float shift) {
+  for_stretches(n, [&](auto c, int) { c.store_f16(out, c.load(x) - shift); });
+}
 
 }  // namespace
 
-const VMath TC_VMATH = {max, sum, dot, exp_sum, exp_store, axpy, scale, gelu, gelu_backward, bf16_to_f32, f32_to_bf16};
+const VMath TC_VMATH = {max,  sum,           dot,         exp_sum,     exp_store,  axpy,      scale,
+                        gelu, gelu_backward, bf16_to_f32, f32_to_bf16, f16_to_f32, f32_to_f16};
 
 }  // namespace tc::cpu

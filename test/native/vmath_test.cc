@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "cpu/bf16.h"
+#include "cpu/f16.h"
 #include "cpu/target.h"
 #include "cpu/vmath_tables.h"
 
@@ -197,5 +198,41 @@ TEST(bf16_conversions_match_the_scalar_ones_on_every_bit_pattern) {
         CHECK(back[k] == want.bits);
       }
     }
+  });
+}
+
+TEST(f16_conversions_match_the_scalar_ones) {
+  for_each_table([](const VMath& v) {
+    std::vector<uint16_t> all(65536), back(65536);
+    std::vector<float> wide(65536);
+    for (size_t k = 0; k < all.size(); k++) all[k] = uint16_t(k);
+    v.f16_to_f32(wide.data(), all.data(), 65536);
+    v.f32_to_f16(back.data(), wide.data(), 65536, 0);
+    for (size_t k = 0; k < all.size(); k++) {
+      const float want = to_float(f16{all[k]});
+      if (std::isnan(want)) {
+        CHECK(std::isnan(wide[k]));
+        CHECK(std::isnan(to_float(f16{back[k]})));
+      } else {
+        CHECK(std::memcmp(&want, &wide[k], 4) == 0);
+        CHECK(back[k] == all[k]);
+      }
+    }
+    // all magnitudes, and what lies below, at and above the middle of two neighbours; a stretch that is not whole
+    for (const uint32_t low : {0u, 1u, 0xfffu, 0x1000u, 0x1001u, 0x3000u, 0xffffu}) {
+      for (size_t k = 0; k < all.size(); k++) {
+        const uint32_t u = uint32_t(k) << 16 | low;
+        std::memcpy(&wide[k], &u, 4);
+      }
+      v.f32_to_f16(back.data(), wide.data(), 65536 - 3, 0);
+      for (size_t k = 0; k < all.size() - 3; k++) {
+        f16 want;
+        from_float(want, wide[k]);
+        CHECK(std::isnan(wide[k]) ? std::isnan(to_float(f16{back[k]})) : back[k] == want.bits);
+      }
+    }
+    const float x[3] = {5, -1, 0.25f};
+    v.f32_to_f16(back.data(), x, 3, 4);
+    for (size_t k = 0; k < 3; k++) CHECK(to_float(f16{back[k]}) == x[k] - 4);
   });
 }

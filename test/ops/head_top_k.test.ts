@@ -91,7 +91,7 @@ forEachDevice(
     })
     for (const [name, tolerance] of [
       ['dHidden', precision === 'bf16' ? 2e-2 : 1e-5],
-      ['parts', 1e-5],
+      ['parts', precision === 'bf16' ? 1e-3 : 1e-5], // the online teacher's logits may be kept in f16
     ] as const) {
       const want = await valuesOf(online[name])
       const most = Math.max(...want.map(Math.abs))
