@@ -187,7 +187,8 @@ INSTANTIATE("fill_4", fill, uint)
     other.low = low[k];
     sum = plus(sum, other);
   }
-  out[column] = value(p.accumulate ? plus(sum, out[column]) : sum);
+  if (p.accumulate) sum = plus(sum, out[column]);
+  out[column] = value(sum);
 }
 
 // out[i] (+)= sum over blocks of partial[b,i], in order
