@@ -54,6 +54,20 @@ export interface StepSpec {
   readonly T: number
 }
 
+/** What a case is held to on one H100 80GB HBM3. Cases of one group are one bar: their times, each by its weight, are added up. */
+export interface Bar {
+  readonly group: string
+  readonly weight?: number
+  /** at most */
+  readonly ms?: number
+  /** at least */
+  readonly tokensPerS?: number
+  /** at least this share of cuBLASLt's speed */
+  readonly cublas?: number
+  /** less than, of live tensors */
+  readonly gib?: number
+}
+
 export interface BenchCase extends Cost {
   readonly op: string
   /** sizes by axis letter; the shape in the name is made of them */
@@ -66,6 +80,7 @@ export interface BenchCase extends Cost {
   readonly call?: CallSpec
   readonly step?: StepSpec
   readonly tokens?: number
+  readonly bar?: Bar
 }
 
 /** Everything but what {@link opCase} works out. */

@@ -1,6 +1,6 @@
 import { type BenchCase, input, opCase, type Precision } from './case.js'
 
-interface Shape {
+export interface Shape {
   why: string
   B: number
   H: number
@@ -18,7 +18,8 @@ const SHAPES: readonly Shape[] = [
   { why: 'odd length, small heads', B: 3, H: 5, T: 257, D: 40 },
 ]
 
-function both(p: Precision, { why, B, H, T, D, documents }: Shape): BenchCase[] {
+/** Forward and backward. */
+export function both(p: Precision, { why, B, H, T, D, documents }: Shape): BenchCase[] {
   const C = H * D
   const axes = { B, H, T, D }
   const variant = documents ? 'documents' : undefined

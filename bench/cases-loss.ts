@@ -3,7 +3,7 @@ import { type BenchCase, type InputSpec, input, opCase, type Precision } from '.
 const V = 50257
 const Vp = 50304
 
-type Teacher = 'ce' | 'kd' | 'top64'
+export type Teacher = 'ce' | 'kd' | 'top64'
 
 /** Scalars of the loss family: vocab, temperature, beta, ce, kl, rkl, jsd, top_k. CE, or DistilBERT's KL and CE at temperature 2. */
 function scalars(teacher: Teacher): number[] {
@@ -19,7 +19,7 @@ function topK(R: number): InputSpec[] {
 }
 
 /** Head and loss from hidden states [R,C]; the teacher, where there is one, is 355M's [R,1024]. */
-function head(p: Precision, why: string, R: number, C: number, teacher: Teacher, backward: boolean): BenchCase {
+export function head(p: Precision, why: string, R: number, C: number, teacher: Teacher, backward: boolean): BenchCase {
   const full = [input(p, [R, 1024]), input(p, [Vp, 1024], 'normal', { std: 0.05 }), null]
   const inputs = [
     input(p, [R, C]),
@@ -48,8 +48,7 @@ function head(p: Precision, why: string, R: number, C: number, teacher: Teacher,
 }
 
 /** The losses on given logits. */
-function logits(p: Precision, teacher: Teacher, backward: boolean): BenchCase {
-  const R = 1024
+export function logits(p: Precision, teacher: Teacher, backward: boolean, R: number = 1024): BenchCase {
   const wide = input(p, [R, Vp], 'normal', { std: 2 })
   const inputs = [
     wide,

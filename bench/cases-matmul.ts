@@ -5,7 +5,7 @@ const R = 1024
 const GELU = 1
 const GELU_BACKWARD = 2
 
-interface Forward {
+export interface Forward {
   why: string
   M?: number
   N: number
@@ -33,7 +33,7 @@ const FORWARD: readonly Forward[] = [
   { why: 'one token: head while generating', M: 1, N: 50304, K: 768, head: true },
 ]
 
-function forward(p: Precision, f: Forward): BenchCase {
+export function forward(p: Precision, f: Forward): BenchCase {
   const { M = R, N, K } = f
   const weights = { std: 0.02 }
   return opCase({
@@ -61,33 +61,39 @@ function forward(p: Precision, f: Forward): BenchCase {
 }
 
 /** d_a[M,K] = d_out[M,N] · b[K,N]ᵀ, as a product over N. */
-function dgrad(p: Precision, why: string, N: number, K: number, gelu: boolean): BenchCase {
+export function dgrad(p: Precision, why: string, N: number, K: number, gelu: boolean, rows: number = R): BenchCase {
   return opCase({
-    axes: { M: R, N: K, K: N },
+    axes: { M: rows, N: K, K: N },
     dtype: p,
     variant: gelu ? 'dgrad_gelu' : 'dgrad',
     why,
     call: {
       op: 'matmul',
-      inputs: [input(p, [R, N]), input(p, [K, N], 'normal', { std: 0.02 }), null, null, gelu ? input(p, [R, K]) : null],
+      inputs: [
+        input(p, [rows, N]),
+        input(p, [K, N], 'normal', { std: 0.02 }),
+        null,
+        null,
+        gelu ? input(p, [rows, K]) : null,
+      ],
       outputs: ['new', 'skip'],
       scalars: [0, 1, gelu ? GELU_BACKWARD : 0, -1, 0],
     },
-    makes: [{ dtype: p, shape: [R, K] }, null],
+    makes: [{ dtype: p, shape: [rows, K] }, null],
   })
 }
 
 /** d_b[K,N] += a[M,K]ᵀ · d_out[M,N], in f32, as a product over M. */
-function wgrad(p: Precision, why: string, N: number, K: number): BenchCase {
+export function wgrad(p: Precision, why: string, N: number, K: number, rows: number = R): BenchCase {
   const sum: InputSpec = input('f32', [K, N])
   return opCase({
-    axes: { M: K, N, K: R },
+    axes: { M: K, N, K: rows },
     dtype: p,
     variant: 'wgrad',
     why,
     call: {
       op: 'matmul',
-      inputs: [input(p, [R, K]), input(p, [R, N]), null, null, null],
+      inputs: [input(p, [rows, K]), input(p, [rows, N]), null, null, null],
       outputs: [sum, 'skip'],
       scalars: [1, 0, 0, 0, 1],
     },

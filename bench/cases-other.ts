@@ -8,7 +8,7 @@ const Vp = 50304
 /** parameters of GPT-2 124M in its flat buffer */
 const N124 = 124_475_904
 
-function norms(p: Precision, why: string, rows: number, C: number): BenchCase[] {
+export function norms(p: Precision, why: string, rows: number, C: number): BenchCase[] {
   const [x, weight] = [input(p, [rows, C]), input(p, [C])]
   const out: TensorSpec = x
   const perRow: TensorSpec = { dtype: 'f32', shape: [rows] }
@@ -127,7 +127,7 @@ function embeddings(p: Precision): BenchCase[] {
 }
 
 /** The flat buffers of 124M; in bf16 the compute copy of the weights is written as well. */
-function optimizer(p: Precision): BenchCase[] {
+export function optimizer(p: Precision): BenchCase[] {
   const N = N124
   const grads = input('f32', [N], 'normal', { std: 1e-3 })
   const moments = [input('f32', [N], 'normal', { std: 1e-4 }), input('f32', [N], 'positive', { std: 1e-6 })]

@@ -36,18 +36,20 @@ export function stepCost({ model, teacher, B, T }: StepSpec, dtype: Precision): 
   }
 }
 
+export function stepCase(p: Precision, why: string, step: StepSpec): BenchCase {
+  const { model, teacher, B, T } = step
+  return {
+    op: teacher ? 'distill_step' : 'train_step',
+    axes: { B, T },
+    shape: `${teacher ? `${teacher}>` : ''}${model}/B${B}xT${T}`,
+    dtype: p,
+    why,
+    step,
+    tokens: B * T,
+    ...stepCost(step, p),
+  }
+}
+
 export function stepCases(p: Precision): BenchCase[] {
-  return STEPS.map(({ why, ...step }) => {
-    const { model, teacher, B, T } = step
-    return {
-      op: teacher ? 'distill_step' : 'train_step',
-      axes: { B, T },
-      shape: `${teacher ? `${teacher}>` : ''}${model}/B${B}xT${T}`,
-      dtype: p,
-      why,
-      step,
-      tokens: B * T,
-      ...stepCost(step, p),
-    }
-  })
+  return STEPS.map(({ why, ...step }) => stepCase(p, why, step))
 }

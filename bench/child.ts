@@ -3,6 +3,7 @@ import { device as openDevice } from '../lib/device.js'
 import { type BenchCase, caseName, type Precision } from './case.js'
 import { type Ready, readyOp } from './case-run.js'
 import { benchCases } from './cases.js'
+import { barCases } from './cases-bars.js'
 import { cacheBytes, type Fingerprint, fingerprint } from './machine.js'
 import { type MeasureOptions, measure, QUICK, THOROUGH } from './measure.js'
 import { measurePeaks } from './peaks.js'
@@ -40,7 +41,7 @@ const STEPS: MeasureOptions = { maxTime: 6, minSamples: 5 }
 
 async function measureCase(c: BenchCase, job: Job): Promise<Measured> {
   const device = openDevice(job.device, { threads: job.threads || undefined })
-  const cache = cacheBytes()
+  const cache = cacheBytes(device)
   const ready: Ready = c.step ? await LiveStep.create(c.step, c.dtype, device) : readyOp(c.call!, device, cache)
   await ready.check()
   await ready.run(1)
@@ -52,7 +53,7 @@ async function measureCase(c: BenchCase, job: Job): Promise<Measured> {
     p80_ms: quantile(samples, 0.8),
     n: samples.length,
     peak_bytes: device.info().peak - ready.spareBytes,
-    rivals: job.rivals ? await compareAll(c, ready, ready.sets, device.info().threads) : [],
+    rivals: job.rivals ? await compareAll(c, ready, ready.sets, device.info().threads, job.device) : [],
   }
 }
 
@@ -61,13 +62,13 @@ async function answer(job: Job): Promise<Answer> {
     const device = openDevice(job.device, { threads: job.threads || undefined })
     const peaks = await measurePeaks(
       device,
-      cacheBytes(),
+      cacheBytes(device),
       job.precisions,
       job.quick ? QUICK : { maxTime: 1, minSamples: 10 },
     )
     return { kind: 'peaks', peaks, fingerprint: fingerprint(device) }
   }
-  const found = benchCases().find(c => caseName(c, job.device) === job.name)
+  const found = [...benchCases(), ...barCases()].find(c => caseName(c, job.device) === job.name)
   if (!found) throw new Error(`no case is called ${job.name}`)
   return { kind: 'case', measured: await measureCase(found, job) }
 }

@@ -18,8 +18,9 @@ export interface Fingerprint {
   date: string
 }
 
-/** Bytes of the last-level cache, from sysfs; 32 MiB where it does not say. */
-export function cacheBytes(): number {
+/** Bytes of the device's last-level cache: of a GPU more than an H200's 60 MB; the CPU's from sysfs, 32 MiB where it does not say. */
+export function cacheBytes(device: Device): number {
+  if (device.name.startsWith('cuda')) return 64 << 20
   for (const level of [3, 2]) {
     try {
       const size = /^(\d+)K$/.exec(readFileSync(`/sys/devices/system/cpu/cpu0/cache/index${level}/size`, 'utf8').trim())

@@ -1,16 +1,18 @@
 // npm run bench
 import { mkdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { barLines, barsTable } from './bars.js'
 import { type BenchCase, caseName } from './case.js'
 import { benchCases } from './cases.js'
+import { barCases } from './cases-bars.js'
 import { type BenchOptions, type Command, parseCommand } from './options.js'
 import { peaksText, rowsTable, table } from './report.js'
 import { type Row, runCases } from './runner.js'
 import type { Peaks } from './statistics.js'
 import { barChart, rooflineChart } from './svg.js'
 
-function chosen({ filter, precisions, device }: BenchOptions): BenchCase[] {
-  const cases = benchCases(precisions).filter(
+function chosen({ filter, precisions, device, bars }: BenchOptions): BenchCase[] {
+  const cases = (bars ? barCases() : benchCases(precisions)).filter(
     c => !filter.length || filter.some(part => caseName(c, device).includes(part)),
   )
   if (!cases.length) throw new Error(`no case matches ${filter.join(', ')}; --list names them all`)
@@ -30,14 +32,18 @@ async function bench(options: BenchOptions): Promise<void> {
     process.stdout.write(`${table(['case', 'stands for'], lines, 2)}\n`)
     return
   }
-  const { rows, peaks } = await runCases(cases, options, row =>
-    process.stderr.write(`bench: ${row.name} ${row.median_ms.toFixed(3)} ms\n`),
-  )
+  const { rows, peaks, failed } = await runCases(cases, options, (rows, peaks) => {
+    const { name, median_ms } = rows.at(-1)!
+    process.stderr.write(`bench: ${name} ${median_ms.toFixed(3)} ms\n`)
+    if (options.json) writeFileSync(options.json, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
+  })
+  if (!rows.length) throw new Error('every case failed')
   process.stdout.write(
     `${rows[0].machine}; commit ${rows[0].commit}\nceilings: ${peaksText(peaks)}\n\n${rowsTable(rows)}\n`,
   )
-  if (options.json) writeFileSync(options.json, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
+  if (options.bars) process.stdout.write(`\n${barsTable(barLines(rows, barCases()))}\n`)
   if (options.svg) writeCharts(options.svg, rows, peaks)
+  if (failed) throw new Error(`${failed} of ${cases.length} cases failed`)
 }
 
 function parse(): Command | null {

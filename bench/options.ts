@@ -12,6 +12,9 @@ export interface BenchOptions {
   rivals: boolean
   quick: boolean
   list: boolean
+  /** the cases that have a bar, instead of all others */
+  bars: boolean
+  keepGoing: boolean
   json?: string
   svg?: string
 }
@@ -29,7 +32,7 @@ export interface ProfileOptions {
 export type Command = { name: 'bench'; options: BenchOptions } | { name: 'profile'; options: ProfileOptions }
 
 const COMMON = {
-  device: { type: 'string', default: 'cpu', describe: 'cpu, cuda[:n], metal' },
+  device: { type: 'string', describe: 'cpu, cuda[:n], metal; default cpu, with --bars cuda' },
   precision: {
     choices: ['auto', ...PRECISIONS] as const,
     default: 'auto',
@@ -80,7 +83,7 @@ export function parseCommand(words: readonly string[]): Command | null {
     const { model, teacher, trace, json, threads } = a
     const precision = a.precision === 'auto' ? 'bf16' : a.precision
     const options = { model, teacher, trace, json, threads, precision, batchSize: a.batchSize, seqLen: a.seqLen }
-    return { name: 'profile', options: { ...options, device: deviceName(a.device) } }
+    return { name: 'profile', options: { ...options, device: deviceName(a.device ?? 'cpu') } }
   }
   const a = parser(words)
     .options({
@@ -90,16 +93,21 @@ export function parseCommand(words: readonly string[]): Command | null {
         describe: 'compare with PyTorch (TRAIN_CORE_PYTHON names its Python), onnxruntime-node, tfjs where installed',
       },
       quick: { type: 'boolean', default: false, describe: 'few samples' },
+      bars: { type: 'boolean', default: false, describe: 'the cases that an H100 is held to' },
+      'keep-going': { type: 'boolean', default: false, describe: 'measure the others when a case fails' },
       list: { type: 'boolean', default: false, describe: 'name the cases and what they stand for' },
       svg: { type: 'string', describe: 'write roofline and bar charts into this folder' },
     })
     .parseSync()
   if (a.help) return null
-  const { rivals, quick, list, json, svg, threads } = a
+  const { rivals, quick, list, json, svg, threads, bars, keepGoing } = a
   const precisions = a.precision === 'auto' ? PRECISIONS : [a.precision]
   const filter = a._.map(String)
   return {
     name: 'bench',
-    options: { filter, rivals, quick, list, json, svg, threads, precisions, device: deviceName(a.device) },
+    options: {
+      ...{ filter, rivals, quick, list, json, svg, threads, precisions, bars, keepGoing },
+      device: deviceName(a.device ?? (bars ? 'cuda' : 'cpu')),
+    },
   }
 }

@@ -5,16 +5,19 @@ import { readyOp } from './case-run.js'
 import { type MeasureOptions, measure } from './measure.js'
 import type { Peaks } from './statistics.js'
 
+type Shape = readonly [M: number, N: number, K: number]
 /** Large enough to fill the machine; the best of them counts. */
-const GEMM_SHAPES: readonly (readonly [M: number, N: number, K: number])[] = [
+const GEMM_SHAPES: readonly Shape[] = [
   [1024, 3072, 768],
   [1024, 768, 3072],
   [2048, 2048, 2048],
 ]
+/** It takes this to fill a GPU. */
+const GPU_SHAPES: readonly Shape[] = [...GEMM_SHAPES, [8192, 8192, 8192]]
 /** Elements of a sweep: 256 MiB in f32, beyond any last-level cache. */
 const SWEEP = 1 << 26
 
-function product(p: Precision, [M, N, K]: readonly [number, number, number]): CallSpec {
+function product(p: Precision, [M, N, K]: Shape): CallSpec {
   return {
     op: 'matmul',
     inputs: [input(p, [M, K]), input(p, [K, N]), null, null, null],
@@ -45,7 +48,7 @@ export async function measurePeaks(
 ): Promise<Peaks> {
   const gemm: Record<string, number> = {}
   for (const p of precisions)
-    for (const shape of GEMM_SHAPES) {
+    for (const shape of device.name.startsWith('cpu') ? GEMM_SHAPES : GPU_SHAPES) {
       const ms = await fastest(product(p, shape), device, 0, options)
       const flops = 2 * shape[0] * shape[1] * shape[2]
       gemm[p] = Math.max(gemm[p] ?? 0, flops / (ms * 1e6))

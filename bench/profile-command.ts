@@ -49,7 +49,8 @@ export async function profileStep(
 ): Promise<{ profile: Profile; launches: Launch[] }> {
   const { model, teacher, batchSize: B, seqLen: T, precision } = options
   const device = openDevice(options.device, { threads: options.threads || undefined })
-  const ceilings = peaks ?? (await measurePeaks(device, cacheBytes(), [precision], { maxTime: 0.5, minSamples: 5 }))
+  const ceilings =
+    peaks ?? (await measurePeaks(device, cacheBytes(device), [precision], { maxTime: 0.5, minSamples: 5 }))
   const live = await LiveStep.create({ model, teacher, B, T }, precision, device)
   await live.run(WARM_UP)
   device.resetPeak()

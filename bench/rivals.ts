@@ -1,12 +1,12 @@
 // What a user would otherwise pick, measured in the same run: pairs of ours and theirs, one right after the other.
-import { type ChildProcess, spawn } from 'node:child_process'
 import path from 'node:path'
-import { createInterface, type Interface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { packageRoot } from '../lib/native-loader.js'
 import type { BenchCase } from './case.js'
 import { configOf } from './cases-step.js'
+import { LineProcess } from './line-process.js'
 import { calibrate, SAMPLE_MS, type Timed, timeOnce } from './measure.js'
+import { cublasLtRival } from './rivals-cublaslt.js'
 import { onnxRival, tfjsRival } from './rivals-npm.js'
 import { median, pairedRatio } from './statistics.js'
 
@@ -84,58 +84,35 @@ export class TorchRival implements Rival {
   readonly name: string
   mode = ''
   lastCpuMs = 0
-  readonly #child: ChildProcess
-  readonly #lines: AsyncIterator<string>
-  readonly #reader: Interface
+  readonly #child: LineProcess
 
-  private constructor(child: ChildProcess, reader: Interface, lines: AsyncIterator<string>, version: string) {
+  private constructor(child: LineProcess) {
     this.#child = child
-    this.#reader = reader
-    this.#lines = lines
-    this.name = `pytorch ${version}`
+    this.name = `pytorch ${child.hello.version}`
   }
 
   /** null, with the reason on stderr, where the Python or its torch does not work. */
-  static async open(python: string, threads: number): Promise<TorchRival | null> {
+  static async open(python: string, threads: number, device = 'cpu'): Promise<TorchRival | null> {
     const file = path.join(packageRoot(), 'bench', 'rivals', 'torch_rival.py')
-    const child = spawn(python, [file, String(threads)], { stdio: ['pipe', 'pipe', 'inherit'] })
-    const failed = new Promise<null>(resolve => {
-      child.once('error', error => {
-        process.stderr.write(`bench: ${python}: ${error.message}\n`)
-        resolve(null)
-      })
-      child.once('exit', () => resolve(null))
-    })
-    child.stdin.on('error', () => {}) // it has ended: the next answer says so
-    const reader = createInterface({ input: child.stdout })
-    const lines = reader[Symbol.asyncIterator]()
-    const hello = await Promise.race([failed, lines.next()])
-    if (!hello || hello.done) return null
-    return new TorchRival(child, reader, lines, (JSON.parse(hello.value) as { version: string }).version)
+    const child = await LineProcess.open('PyTorch', python, [file, String(threads), device])
+    return child && new TorchRival(child)
   }
 
   /** Makes the case's tensors there and picks the faster mode; false where PyTorch has nothing like it. */
   async prepare(c: BenchCase, sets: number): Promise<boolean> {
-    const answer = await this.#ask({ prepare: { ...c, step: c.step && torchStep(c.step) }, sets })
+    const request = { prepare: { ...c, step: c.step && torchStep(c.step) }, sets }
+    const answer = await this.#child.ask(JSON.stringify(request))
     if (answer.absent) return false
     this.mode = String(answer.mode)
     return true
   }
 
   async run(count: number): Promise<void> {
-    this.lastCpuMs = Number((await this.#ask({ run: count })).cpu_ms)
-  }
-
-  async #ask(request: object): Promise<Record<string, unknown>> {
-    this.#child.stdin!.write(`${JSON.stringify(request)}\n`)
-    const line = await this.#lines.next()
-    if (line.done) throw new Error('PyTorch ended in the middle of a case; its output says why')
-    return JSON.parse(line.value) as Record<string, unknown>
+    this.lastCpuMs = Number((await this.#child.ask(JSON.stringify({ run: count }))).cpu_ms)
   }
 
   close(): void {
-    this.#reader.close()
-    this.#child.stdin!.end()
+    this.#child.close()
   }
 }
 
@@ -148,18 +125,27 @@ function torchStep({ model, teacher, B, T }: NonNullable<BenchCase['step']>): ob
 }
 
 /** PyTorch set up for the case; null where it is not there, or has nothing like it. */
-async function torchRival(c: BenchCase, sets: number, threads: number): Promise<Rival | null> {
+async function torchRival(c: BenchCase, sets: number, threads: number, device: string): Promise<Rival | null> {
   const python = process.env.TRAIN_CORE_PYTHON
-  const torch = python ? await TorchRival.open(python, threads) : null
+  const torch = python ? await TorchRival.open(python, threads, device) : null
   if (torch && (await torch.prepare(c, sets))) return torch
   torch?.close()
   return null
 }
 
-/** All rivals that are installed and have the case's work, compared with it one after another. */
-export async function compareAll(c: BenchCase, ours: Timed, sets: number, threads: number): Promise<RivalRow[]> {
+/** All rivals that are installed and have the case's work, on the same kind of device, compared with it one after another. */
+export async function compareAll(
+  c: BenchCase,
+  ours: Timed,
+  sets: number,
+  threads: number,
+  device = 'cpu',
+): Promise<RivalRow[]> {
   const rows: RivalRow[] = []
-  for (const open of [() => torchRival(c, sets, threads), () => onnxRival(c, threads), () => tfjsRival(c)]) {
+  const opens = device.startsWith('cuda')
+    ? [() => cublasLtRival(c, sets), () => torchRival(c, sets, threads, device)]
+    : [() => torchRival(c, sets, threads, 'cpu'), () => onnxRival(c, threads), () => tfjsRival(c)]
+  for (const open of opens) {
     const rival = await open()
     if (!rival) continue
     try {

@@ -1,7 +1,7 @@
 // Runs cases, each in a child process, and makes rows of what they measured.
 import { fork } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
-import type { BenchCase } from './case.js'
+import type { Bar, BenchCase } from './case.js'
 import { caseName } from './case.js'
 import type { Answer, Job, Measured } from './child.js'
 import type { Fingerprint } from './machine.js'
@@ -28,6 +28,7 @@ export interface Row extends Fingerprint {
   /** highest sum of live tensors while it ran */
   peak_bytes: number
   rivals: RivalRow[]
+  bar?: Bar
 }
 
 /** A child's answer; `env` on top of this process's environment. @throws Error when it failed, or ended without one */
@@ -64,6 +65,7 @@ export function rowOf(c: BenchCase, device: string, measured: Measured, peaks: P
     tokens_per_s: c.tokens ? (c.tokens * 1000) / ms : null,
     roof,
     percent_of_roof: (100 * floor) / ms,
+    bar: c.bar,
     ...fingerprint,
   }
 }
@@ -78,22 +80,29 @@ export async function askPeaks(job: Omit<Job, 'name'>): Promise<{ peaks: Peaks; 
 /**
  * Measures cases one after another.
  *
- * @param onRow sees each row as it comes
+ * @param onRow sees the rows so far as each comes
+ * @returns failed: how many cases did, where the job keeps going; each is named on stderr
  * @throws Error of the first case that fails, named: a bench that goes on without it would look complete
  */
 export async function runCases(
   cases: readonly BenchCase[],
-  job: Omit<Job, 'name'>,
-  onRow: (row: Row) => void,
-): Promise<{ rows: Row[]; peaks: Peaks }> {
+  job: Omit<Job, 'name'> & { keepGoing?: boolean },
+  onRow: (rows: readonly Row[], peaks: Peaks) => void,
+): Promise<{ rows: Row[]; peaks: Peaks; failed: number }> {
   const { peaks, fingerprint } = await askPeaks(job)
   const rows: Row[] = []
+  let failed = 0
   for (const c of cases) {
-    const answer = await ask({ ...job, name: caseName(c, job.device) })
+    const answer = await ask({ ...job, name: caseName(c, job.device) }).catch((error: Error) => {
+      if (!job.keepGoing) throw error
+      process.stderr.write(`bench: ${error.message}\n`)
+      failed++
+      return null
+    })
+    if (!answer) continue
     if (answer.kind !== 'case') throw new Error(`${caseName(c, job.device)}: ceilings were answered`)
-    const row = rowOf(c, job.device, answer.measured, peaks, fingerprint)
-    rows.push(row)
-    onRow(row)
+    rows.push(rowOf(c, job.device, answer.measured, peaks, fingerprint))
+    onRow(rows, peaks)
   }
-  return { rows, peaks }
+  return { rows, peaks, failed }
 }

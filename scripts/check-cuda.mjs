@@ -1,98 +1,118 @@
-// What CUDA must pass on a machine with a GPU: builds the library, runs every op test on it with all kernels and with the plain ones,
-// repeats them under compute-sanitizer where that is installed, runs the benchmark, and prints one table.
-//   npm run check:cuda -- [--json=FILE] [--no-bench] [part of a test file's name]
-// TRAIN_CORE_CUDA_LIBRARY=FILE checks that library instead of building one.
+// What CUDA must pass on a machine with an NVIDIA GPU, in stages that can be run apart. Each row goes into a JSON file as it comes; at the end
+// one table shows all rows of the file, so that stages of several calls come together.
+//   npm run check:cuda -- [--stage NAME[,NAME]] [--skip NAME[,NAME]] [--minutes N] [part of a test file's name ...]
+// --list names the stages, --help the other options. TRAIN_CORE_CUDA_LIBRARY=FILE checks that library instead of building one;
+// TRAIN_CORE_PYTHON names a Python with PyTorch, TRAIN_CORE_CUBLASLT the file libcublasLt.so, as rivals.
 import { spawnSync } from 'node:child_process'
-import { readdirSync, writeFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { Results } from './check-cuda/results.mjs'
+import { STAGES } from './check-cuda/stages.mjs'
 import { setup } from './setup.mjs'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
-const args = process.argv.slice(2)
-const words = args.filter(arg => !arg.startsWith('--'))
-const json = args.find(arg => arg.startsWith('--json='))?.slice('--json='.length)
-const rows = []
-
-if (!process.env.TRAIN_CORE_CUDA_LIBRARY) process.env.TRAIN_CORE_CUDA = 'ON'
-setup()
-const device = describeDevice()
-if (!device.name) {
-  console.error(`train-core: check:cuda needs an NVIDIA GPU; ${device.reason}`)
-  process.exit(1)
+const JOBS = Math.max(1, Math.min(4, os.availableParallelism() >> 1))
+const OPTIONS = {
+  stage: { type: 'string', multiple: true, text: 'only these stages, separated by commas' },
+  skip: { type: 'string', multiple: true, text: 'all stages but these' },
+  json: { type: 'string', default: path.join(root, 'runs', 'check-cuda.json'), text: 'the file of all rows' },
+  minutes: { type: 'string', default: 'Infinity', text: 'start nothing after so many, and stop what runs then' },
+  jobs: { type: 'string', default: String(JOBS), text: 'test files at a time' },
+  'no-build': { type: 'boolean', default: false, text: 'take build/ and dist/ as they are' },
+  report: { type: 'boolean', default: false, text: 'print the table of the file, run nothing' },
+  list: { type: 'boolean', default: false, text: 'name the stages' },
+  help: { type: 'boolean', default: false, text: 'this' },
 }
-console.log(device.name)
 
-const folder = path.join(root, 'dist/test/ops')
-const files = readdirSync(folder)
-  .filter(name => name.endsWith('.test.js') && name !== 'targets.test.js')
-  .filter(name => !words.length || words.some(word => name.includes(word)))
-for (const kernels of ['all', 'plain'])
-  for (const file of files) row(`${file.replace('.test.js', '')}, ${kernels} kernels`, runTest(file, kernels))
-if (found('compute-sanitizer'))
-  for (const tool of ['memcheck', 'racecheck'])
-    for (const file of files)
-      row(
-        `${file.replace('.test.js', '')} under ${tool}`,
-        runTest(file, 'all', ['compute-sanitizer', '--tool', tool, '--error-exitcode', '9']),
-      )
-else console.log('compute-sanitizer was not found: not run')
-if (!args.includes('--no-bench')) row('bench', bench())
+function usage(message) {
+  console.error(`train-core: check:cuda: ${message}`)
+  process.exit(2)
+}
 
-const failed = rows.filter(({ ok }) => !ok)
-if (json)
-  writeFileSync(json, `${JSON.stringify({ device: device.name, date: new Date().toISOString(), rows }, null, 2)}\n`)
-console.log(`\n${rows.length - failed.length} of ${rows.length} passed on ${device.name}`)
-for (const { name } of failed) console.log(`FAILED ${name}`)
-process.exitCode = failed.length ? 1 : 0
+function parse() {
+  try {
+    const { values, positionals } = parseArgs({ options: OPTIONS, allowPositionals: true })
+    return { ...values, words: positionals, minutes: Number(values.minutes), jobs: Number(values.jobs) }
+  } catch (error) {
+    usage(error.message)
+  }
+}
 
+/** The stages asked for, in their own order. */
+function chosen({ stage, skip }) {
+  const namesOf = list => (list ?? []).flatMap(names => names.split(','))
+  const [only, without] = [namesOf(stage), namesOf(skip)]
+  for (const name of [...only, ...without])
+    if (!STAGES[name]) usage(`no stage is called ${name}; they are ${Object.keys(STAGES).join(', ')}`)
+  const wanted = only.length ? only : Object.keys(STAGES).filter(name => !STAGES[name].extra)
+  return Object.keys(STAGES).filter(name => wanted.includes(name) && !without.includes(name))
+}
+
+function printHelp() {
+  console.log("npm run check:cuda -- [options] [part of a test file's name ...]")
+  for (const [name, { text }] of Object.entries(OPTIONS)) console.log(`  --${name.padEnd(10)} ${text}`)
+}
+function printStages() {
+  for (const [name, { about, extra }] of Object.entries(STAGES))
+    console.log(`${name.padEnd(15)} ${about}${extra ? ' (only when asked for)' : ''}`)
+}
+
+const hasDriver = () =>
+  ['/proc/driver/nvidia/version', '/dev/dxg'].some(file => existsSync(file)) ||
+  spawnSync('nvidia-smi', ['-L'], { stdio: 'ignore' }).status === 0
+
+/** The GPU as the library describes it, or the reason why there is none. */
 function describeDevice() {
   const code = `import { backends, device } from './dist/lib/device.js'
     const cuda = backends().find(backend => backend.name === 'cuda')
     console.log(JSON.stringify(cuda.available ? { name: device('cuda').info().description } : { reason: cuda.reason }))`
-  const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
-    cwd: root,
-    encoding: 'utf8',
-  })
+  const words = ['--input-type=module', '-e', code]
+  const { stdout, stderr } = spawnSync(process.execPath, words, { cwd: root, encoding: 'utf8' })
   try {
-    return JSON.parse(stdout)
+    return JSON.parse(stdout.split('\n')[0])
   } catch {
-    return { reason: stderr.trim() }
+    return { reason: stderr.trim().split('\n').at(-1) }
   }
 }
 
-function runTest(file, kernels, before = []) {
-  const command = [...before, process.execPath, path.join(folder, file)]
-  const env = {
-    ...process.env,
-    TRAIN_CORE_TEST_DEVICES: 'cuda',
-    TRAIN_CORE_CUDA_KERNELS: kernels,
-    ...(before.length ? { TRAIN_CORE_TEST_QUICK: '1' } : {}),
+function refuse(reason) {
+  console.error(`train-core: check:cuda needs an NVIDIA GPU; ${reason}`)
+  process.exit(1)
+}
+
+/** Builds what is missing; the GPU's name. */
+function prepare({ 'no-build': noBuild }) {
+  if (!process.env.TRAIN_CORE_CUDA_LIBRARY) {
+    if (!hasDriver()) refuse('this machine has no NVIDIA driver')
+    process.env.TRAIN_CORE_CUDA = 'ON'
   }
-  const { status, stdout, stderr } = spawnSync(command[0], command.slice(1), {
-    cwd: root,
-    env,
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
-  })
-  const ran = Number(/^# ran (\d+) tests on cuda/m.exec(stdout)?.[1] ?? 0)
-  if (status !== 0) process.stderr.write(stdout.slice(-4000) + stderr.slice(-4000))
-  return { ok: status === 0 && ran > 0, note: `${ran} tests` }
+  if (!noBuild) setup()
+  const device = describeDevice()
+  if (!device.name) refuse(device.reason)
+  console.log(device.name)
+  return device.name
 }
 
-function bench() {
-  const { status } = spawnSync(process.execPath, ['dist/bench/main.js', '--device', 'cuda'], {
-    cwd: root,
-    stdio: 'inherit',
-  })
-  return { ok: status === 0, note: '' }
+async function main() {
+  const options = parse()
+  if (options.help) return printHelp()
+  if (options.list) return printStages()
+  for (const name of ['minutes', 'jobs']) if (!(options[name] > 0)) usage(`--${name} must be a number above 0`)
+  const stages = chosen(options)
+  const results = new Results(options.json)
+  if (!options.report) {
+    const deadline = Date.now() + options.minutes * 60_000
+    results.begin(prepare(options))
+    for (const stage of stages) {
+      results.beginStage(stage)
+      await STAGES[stage].run({ root, deadline, words: options.words, jobs: options.jobs, results })
+    }
+  }
+  console.log(`\n${results.table()}`)
+  process.exitCode = results.failed ? 1 : 0
 }
 
-function found(tool) {
-  return !spawnSync(tool, ['--version'], { stdio: 'ignore' }).error
-}
-
-function row(name, { ok, note }) {
-  rows.push({ name, ok, note })
-  console.log(`${ok ? 'ok    ' : 'FAILED'} ${name.padEnd(36)} ${note}`)
-}
+await main()

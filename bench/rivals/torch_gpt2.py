@@ -72,7 +72,7 @@ def step_of(case, compiled):
     tokens, targets = (tokens_of(step["config"]["vocab"], shape) for _ in range(2))
 
     def run(_):
-        with torch.autocast("cpu", torch.bfloat16, enabled=case["dtype"] == "bf16"):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=case["dtype"] == "bf16"):
             loss = lossy(student, teacher, tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -2,7 +2,7 @@
 
 {"prepare": case, "sets": n} -> {"mode": "eager" | "compile", "ms": {...}} or {"absent": why}
 {"run": count} -> {"ms": milliseconds of all of them, "cpu_ms": of processor time}
-The mode is the faster of eager and torch.compile. Run as: python torch_rival.py THREADS
+The mode is the faster of eager and torch.compile. Run as: python torch_rival.py THREADS cpu|cuda[:n]
 """
 import json
 import sys
@@ -198,6 +198,8 @@ def seconds(run, count):
     start = time.perf_counter()
     for k in range(count):
         run(k)
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -225,6 +227,8 @@ def prepare(request):
 
 def main():
     torch.set_num_threads(int(sys.argv[1]))
+    if sys.argv[2] != "cpu":
+        torch.set_default_device(sys.argv[2])
     print(json.dumps({"version": torch.__version__}), flush=True)
     run = None
     for line in sys.stdin:
