@@ -201,14 +201,21 @@ void attention_forward(const Args& x, const Context& c) {
   run(c, attention_forward_kernel1, blocks_of(a, a.Tq), kRows * 32, a, out, lse);
 }
 
-size_t attention_backward_workspace(const Args& x, const Context&) { return x.in[4].bytes(); }
+size_t attention_backward_workspace(const Args& x, const Context& c) {
+  const Attention a = attention_of(x, 1, 2, 5, 6, 7);
+  const size_t deltas = x.in[4].bytes(), fast = fits_sm80(c, a) ? backward_workspace_sm80(a) : 0;
+  return deltas > fast ? deltas : fast;
+}
 void attention_backward(const Args& x, const Context& c) {
   const Attention a = attention_of(x, 1, 2, 5, 6, 7);
-  const Floats d_out = floats(x.in[0]), d_q = floats(x.out[0]), d_kv = x.has(2) ? floats(x.out[1]) : d_q;
-  const float* lse = x.in[4].f32();
+  const Floats d_q = floats(x.out[0]);
+  const Gradients g{floats(x.in[0]), floats(x.in[3]), x.in[4].f32(), d_q, x.has(2) ? floats(x.out[1]) : d_q};
+  if (fits_sm80(c, a) && aligned16(a.q) && aligned16(a.k) && aligned16(g.d_out) && aligned16(g.out) &&
+      aligned16(g.d_q) && aligned16(g.d_kv))
+    return attention_backward_sm80(c, a, g, x.workspace.data);
   float* delta = x.workspace.f32();
-  run(c, attention_backward_query_kernel1, blocks_of(a, a.Tq), kRows * 32, a, d_out, floats(x.in[3]), lse, d_q, delta);
-  run(c, attention_backward_key_kernel1, blocks_of(a, a.Tk), kRows * 32, a, d_out, lse, delta, d_kv);
+  run(c, attention_backward_query_kernel1, blocks_of(a, a.Tq), kRows * 32, a, g.d_out, g.out, g.lse, d_q, delta);
+  run(c, attention_backward_key_kernel1, blocks_of(a, a.Tk), kRows * 32, a, g.d_out, g.lse, delta, g.d_kv);
 }
 
 void kv_append(const Args& x, const Context& c) {

@@ -38,4 +38,11 @@ struct Attention {
   }
 };
 
+// What the backward is given and makes besides.
+struct Gradients {
+  Floats d_out, out;  // [B,Tq,H·D]
+  const float* lse;   // [B,H,Tq]
+  Floats d_q, d_kv;   // in the layouts of q and of k and v: one tensor where these are fused
+};
+
 }  // namespace tc::cuda

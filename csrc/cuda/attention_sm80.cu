@@ -7,9 +7,10 @@ memory then feeds two products; with one, reading shared memory would be what li
 DP = 32, 64, 96 or 128. Sums of a product become operands of the next one without leaving the registers.
 Deterministic: each element is summed up by one thread, or by one tree of lanes, in one order; no atomics.
 
-Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward at H = 12, T = 1024, B·T = 32768): exp2f .241 ms,
-ex2.approx .226 (PyTorch's FlashAttention-2 .247). This version was emulated on a CPU; it has not run on a GPU.
-nvcc 13.0, sm_80, D = 64: the forward takes 255 registers and spills nothing, with `until` 28 bytes.
+Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward / backward, ms, at H = 12, T = 1024, B·T = 32768):
+exp2f .241 / .803; ex2.approx .226 / .758 (PyTorch's FlashAttention-2 .247 / .746). This version was emulated on a CPU;
+it has not run on a GPU. nvcc 13.0, sm_80, D = 64: no kernel spills; with `until` the forward spills 16 bytes and d_k,
+d_v 44, all of 255 registers: what that costs, and whether D = 96 and 128 want other tiles, only a GPU can tell.
 */
 #include <type_traits>
 
@@ -32,6 +33,15 @@ template <int ROWS>
 __device__ __forceinline__ void load_b_transposed(uint32_t (&b)[4], uint32_t tile, int k, int n) {
   matrices_load_transposed(chunk_at<ROWS>(tile, k + (lane() & 15), 2 * n + (lane() >> 4)), b);
 }
+
+// The warp's 16 R rows of a tile, as multiply_rows() takes them.
+template <int ROWS, int R>
+struct WarpRows {
+  uint32_t tile;
+  __device__ __forceinline__ void operator()(uint32_t (&a)[4], int r, int k) const {
+    load_a<ROWS>(a, tile, (warp() * R + r) * 16, k);
+  }
+};
 
 // sums[16 R rows][8 N] += a · tile[row n0 ..][channels]ᵀ; a_of(a, r, k): rows 16 r .., channels 16 k ..
 template <int R, int N, int DP, int ROWS, class A>
@@ -186,15 +196,15 @@ __global__ void __launch_bounds__(kBlock, 2)
   const int32_t* until = UNTIL ? a.until + int64_t(at.b) * Tk : nullptr;
 
   KeyTiles<ROWS, UNTIL> tiles(a, ends, at.b, first + i0);
-  const int limit = first + Tq < Tk ? first + Tq : Tk;  // what a cache holds behind it may be anything
+  const int limit = written_keys(a, first);
   const auto load = [&](int j, int stage) {
     const uint32_t to = stages + uint32_t(stage * 2 * S::kK);
-    load_tile<kTileKeys, DP, kBlock>(to, k, a.kv_stride, j * kTileKeys, limit, D);
-    load_tile<kTileKeys, DP, kBlock>(to + S::kK, v, a.kv_stride, j * kTileKeys, limit, D);
+    load_tile<kTileKeys, DP, kBlock>(to, k, int(a.kv_stride), j * kTileKeys, limit, D);
+    load_tile<kTileKeys, DP, kBlock>(to + S::kK, v, int(a.kv_stride), j * kTileKeys, limit, D);
   };
   bool whole = false, next_whole = false, loaded = false;
   int j = tiles.next(-1, whole);
-  load_tile<ROWS, DP, kBlock>(of_q, a.q_head(at.b, at.h), a.q_stride, i0, Tq, D);
+  load_tile<ROWS, DP, kBlock>(of_q, a.q_head(at.b, at.h), int(a.q_stride), i0, Tq, D);
   if (j < tiles.count) load(j, 0);
   copy_commit();
 
@@ -220,7 +230,260 @@ __global__ void __launch_bounds__(kBlock, 2)
   __syncthreads();  // q's tile, read or never needed, takes the results: from there they go out 16 bytes a lane
   rows.template finish<ROWS>(of_q, row, lse + (int64_t(at.b) * a.H + at.h) * Tq + i0 + row, Tq - i0 - row, a.scale);
   __syncwarp();
-  store_rows<ROWS, DP, 16 * R>(out + a.result(at.b, at.h, 0), a.H * a.D, of_q, warp() * 16 * R, mine, Tq, D);
+  store_rows<ROWS, DP, 16 * R>(out + a.result(at.b, at.h, 0), int(a.H * a.D), of_q, warp() * 16 * R, mine, Tq, D);
+}
+
+// ---- backward: d_q of the queries, with what it needs of each row in stats; then d_k and d_v of the keys. Scores are
+// computed in both: that is what determinism without atomics costs.
+
+constexpr int kStrip = 32;  // keys or queries whose scores are in registers at a time
+
+template <int DP, int R>
+struct BackwardSizes {
+  static constexpr int kRows = 64 * R, kOwn = kTileBytes<kRows, DP>, kOther = kTileBytes<kTileKeys, DP>;
+  static constexpr int kStage = 2 * kOther + kStats * int(sizeof(float));
+  static constexpr int kBytes = 2 * kOwn + 2 * kStage;
+};
+
+// The rows of stats of a warp's 16 R queries, and their place there: delta from d_out's tile and `out`.
+template <int DP, int R>
+struct RowStats {
+  float logs[R][2], deltas[R][2];
+
+  template <int ROWS>
+  __device__ __forceinline__ void make(uint32_t of_d_out, const bf16* out, int stride, const float* lse, int i0,
+                                       int row, int Tq, int channels, float* stats) {
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      OutRow<DP> rows[2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int i = i0 + row + r * 16 + half * 8;
+        rows[half].load(i < Tq ? out + int64_t(i) * stride : nullptr, channels);
+        logs[r][half] = finite_log2(i < Tq ? lse[i] : -INFINITY);
+        deltas[r][half] = 0;
+      }
+#pragma unroll
+      for (int k = 0; k < DP / 16; k++) {
+        uint32_t a[4];
+        load_a<ROWS>(a, of_d_out, warp() * 16 * R + r * 16, k);
+#pragma unroll
+        for (int half = 0; half < 2; half++) rows[half].multiply(deltas[r][half], a, k, half);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        deltas[r][half] = quad_sum(deltas[r][half]);
+        const int at = row + r * 16 + half * 8;
+        if ((lane() & 3) || i0 + at / 64 * 64 >= Tq) continue;
+        stats[at / 64 * kStats + at % 64] = logs[r][half];
+        stats[at / 64 * kStats + kTileQueries + at % 64] = deltas[r][half];
+      }
+    }
+  }
+};
+
+// Scores to probabilities p, d_p to slopes p (d_p - delta), of queries (rows) and keys (columns).
+template <int R, int N, bool UNTIL, class Stats>
+__device__ __forceinline__ void query_slopes(float (&scores)[R][N][4], float (&d_p)[R][N][4], const Stats& stats,
+                                             float scale2, bool whole, const int32_t* until, int keys, int position,
+                                             int key) {
+#pragma unroll
+  for (int n = 0; n < N; n++)
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      const int j = key + n * 8 + c, end = whole ? 0 : j >= keys ? -kNoEnd : UNTIL ? until[j] : kNoEnd;
+#pragma unroll
+      for (int r = 0; r < R; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int e = half * 2 + c, at = position + r * 16 + half * 8;
+          float p = fast_exp2(fmaf(scores[r][n][e], scale2, -stats.logs[r][half]));
+          if (!whole && (j > at || at >= end)) p = 0;
+          d_p[r][n][e] = p * (d_p[r][n][e] - stats.deltas[r][half]);
+        }
+    }
+}
+
+// d_q[B,Tq,H·D] (or the first third of d_qkv), stats
+template <int DP, int R, bool UNTIL>
+__global__ void __launch_bounds__(kBlock, 2)
+    attention_backward_query_kernel2(const Attention a, const Ends* ends, const bf16* d_out, const bf16* out,
+                                     const float* lse, bf16* d_q, float* stats) {
+  using S = BackwardSizes<DP, R>;
+  constexpr int ROWS = S::kRows, N = kStrip / 8;
+  const int Tq = int(a.Tq), Tk = int(a.Tk), D = int(a.D), first = first_position(a);
+  const Place at = place_of(a, (Tq + ROWS - 1) / ROWS, true);
+  const int i0 = at.tile * ROWS, own = warp() * 16 * R, row = own + (lane() >> 2);
+  const uint32_t of_q = shared_base(), of_d_out = of_q + S::kOwn, stages = of_d_out + S::kOwn;
+  const bf16 *k = a.k_head(at.b, at.h), *v = a.v_head(at.b, at.h);
+  const int32_t* until = UNTIL ? a.until + int64_t(at.b) * Tk : nullptr;
+  const int64_t result = a.result(at.b, at.h, 0);
+  const int stride = int(a.H * a.D);
+
+  KeyTiles<ROWS, UNTIL> tiles(a, ends, at.b, first + i0);
+  const int limit = written_keys(a, first);
+  const auto load = [&](int j, int stage) {
+    const uint32_t to = stages + uint32_t(stage * S::kStage);
+    load_tile<kTileKeys, DP, kBlock>(to, k, int(a.kv_stride), j * kTileKeys, limit, D);
+    load_tile<kTileKeys, DP, kBlock>(to + S::kOther, v, int(a.kv_stride), j * kTileKeys, limit, D);
+  };
+  bool whole = false, next_whole = false;
+  int j = tiles.next(-1, whole);
+  load_tile<ROWS, DP, kBlock>(of_q, a.q_head(at.b, at.h), int(a.q_stride), i0, Tq, D);
+  load_tile<ROWS, DP, kBlock>(of_d_out, d_out + result, stride, i0, Tq, D);
+  if (j < tiles.count) load(j, 0);
+  copy_commit();
+  copy_wait<0>();
+  __syncthreads();
+  RowStats<DP, R> mine;
+  mine.template make<ROWS>(of_d_out, out + result, stride, lse + (int64_t(at.b) * a.H + at.h) * Tq, i0, row, Tq, D,
+                           stats + stats_of(a, at, at.tile * R));
+  const WarpRows<ROWS, R> query{of_q}, gradient{of_d_out};
+
+  float sums[R][DP / 8][4] = {};
+  for (int stage = 0; j < tiles.count; stage ^= 1) {
+    copy_wait<0>();
+    __syncthreads();  // tile j is there, and nobody reads the other stage any more
+    const int next = tiles.next(j, next_whole);
+    if (next < tiles.count) load(next, stage ^ 1);
+    copy_commit();
+    const uint32_t of_k = stages + uint32_t(stage * S::kStage);
+#pragma unroll 1
+    for (int strip = 0; strip < kTileKeys; strip += kStrip) {
+      const int key = j * kTileKeys + strip;
+      if (i0 + own >= Tq || key > first + i0 + own + 16 * R - 1) continue;  // it comes after the warp's queries
+      float scores[R][N][4] = {}, slopes[R][N][4] = {};
+      multiply_rows<R, N, DP, kTileKeys>(scores, query, of_k, strip);
+      multiply_rows<R, N, DP, kTileKeys>(slopes, gradient, of_k + S::kOther, strip);
+      query_slopes<R, N, UNTIL>(scores, slopes, mine, a.scale * kLog2E, whole, until, Tk, first + i0 + row,
+                                key + (lane() & 3) * 2);
+      multiply_weights<R, N, DP, kTileKeys>(sums, slopes, of_k, strip);
+    }
+    j = next;
+    whole = next_whole;
+  }
+  keep_sums<R, DP, ROWS>(of_q, row, sums, [&](int, int) { return a.scale; });
+  __syncwarp();
+  store_rows<ROWS, DP, 16 * R>(d_q + a.query(at.b, at.h, 0), int(a.q_stride), of_q, own, i0 + own, Tq, D);
+}
+
+// As query_slopes(), of keys (rows) and queries (columns), whose stats lie in shared memory; probabilities stay.
+template <int R, int N, class Hidden>
+__device__ __forceinline__ void key_slopes(float (&scores)[R][N][4], float (&d_p)[R][N][4], uint32_t stats,
+                                           float scale2, Hidden&& hidden) {
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    const uint32_t at = stats + uint32_t(n * 8 + (lane() & 3) * 2) * 4;
+    const Pair logs = shared_load_pair(at), deltas = shared_load_pair(at + kTileQueries * 4);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float p = fast_exp2(fmaf(scores[r][n][e], scale2, -(e & 1 ? logs.y : logs.x)));
+        if (hidden(r, n, e)) p = 0;
+        scores[r][n][e] = p;
+        d_p[r][n][e] = p * (d_p[r][n][e] - (e & 1 ? deltas.y : deltas.x));
+      }
+  }
+}
+
+// In numbers of queries: key j is seen from query j - first on, up to `until` - first.
+__device__ __forceinline__ int query_end(int until, int first) {
+  const int64_t end = int64_t(until) - first;
+  return end > kNoEnd ? kNoEnd : end < -kNoEnd ? -kNoEnd : int(end);
+}
+// Which queries see the keys of a block: because j <= position < until[j], one stretch of tiles.
+template <int KEYS, bool UNTIL>
+struct QueryTiles {
+  int from, begin, end;  // the query that sees key 0 first; tiles
+  int whole_below = kNoEnd;
+
+  __device__ QueryTiles(const Attention& a, const Ends* ends, int b, int j0, int first) : from(j0 - first) {
+    int last = int(a.Tq);
+    if constexpr (UNTIL) {
+      const int tiles = (int(a.Tk) + kTileKeys - 1) / kTileKeys;
+      int high = -kNoEnd;
+      for (int x = j0 / kTileKeys; x < (j0 + KEYS) / kTileKeys && x < tiles; x++) {
+        const Ends e = ends[int64_t(b) * tiles + x];
+        whole_below = e.low < whole_below ? e.low : whole_below;
+        high = e.high > high ? e.high : high;
+      }
+      whole_below = query_end(whole_below, first);
+      high = query_end(high, first);
+      last = high < last ? high : last;
+    }
+    begin = from > 0 ? from / kTileQueries : 0;
+    end = last > 0 ? (last + kTileQueries - 1) / kTileQueries : 0;
+  }
+  // Whether all queries of the tile see all keys of the block.
+  __device__ bool whole(int tile) const {
+    return tile * kTileQueries >= from + KEYS - 1 && (!UNTIL || (tile + 1) * kTileQueries <= whole_below);
+  }
+};
+
+// d_k and d_v: in the layout of k and v. Keys are the rows, so that probabilities and slopes are operands as they are.
+template <int DP, int R, bool UNTIL>
+__global__ void __launch_bounds__(kBlock, 2)
+    attention_backward_key_kernel2(const Attention a, const Ends* ends, const bf16* d_out, const float* stats,
+                                   bf16* d_kv) {
+  using S = BackwardSizes<DP, R>;
+  constexpr int ROWS = S::kRows, N = kStrip / 8;
+  const int Tq = int(a.Tq), Tk = int(a.Tk), D = int(a.D), first = first_position(a);
+  const Place at = place_of(a, (Tk + ROWS - 1) / ROWS, false);
+  const int j0 = at.tile * ROWS, own = warp() * 16 * R, row = own + (lane() >> 2);
+  const uint32_t of_k = shared_base(), of_v = of_k + S::kOwn, stages = of_v + S::kOwn;
+  const bf16 *q = a.q_head(at.b, at.h), *gradient = d_out + a.result(at.b, at.h, 0);
+  stats += stats_of(a, at, 0);
+  const auto load = [&](int tile, int stage) {
+    const uint32_t to = stages + uint32_t(stage * S::kStage);
+    load_tile<kTileQueries, DP, kBlock>(to, q, int(a.q_stride), tile * kTileQueries, Tq, D);
+    load_tile<kTileQueries, DP, kBlock>(to + S::kOther, gradient, int(a.H * a.D), tile * kTileQueries, Tq, D);
+    if (warp() == 0) copy_async(to + 2 * S::kOther + lane() * 16, stats + tile * kStats + lane() * 4, true);
+  };
+  const QueryTiles<ROWS, UNTIL> tiles(a, ends, at.b, j0, first);
+  int query_ends[2 * R];
+#pragma unroll
+  for (int x = 0; x < 2 * R; x++) {
+    const int j = j0 + row + x * 8;
+    query_ends[x] = !UNTIL ? kNoEnd : j < Tk ? query_end(a.until[int64_t(at.b) * Tk + j], first) : -kNoEnd;
+  }
+  const int limit = written_keys(a, first);
+  load_tile<ROWS, DP, kBlock>(of_k, a.k_head(at.b, at.h), int(a.kv_stride), j0, limit, D);
+  load_tile<ROWS, DP, kBlock>(of_v, a.v_head(at.b, at.h), int(a.kv_stride), j0, limit, D);
+  if (tiles.begin < tiles.end) load(tiles.begin, 0);
+  copy_commit();
+  const WarpRows<ROWS, R> key{of_k}, value{of_v};
+
+  float key_sums[R][DP / 8][4] = {}, value_sums[R][DP / 8][4] = {};
+  for (int tile = tiles.begin, stage = 0; tile < tiles.end; tile++, stage ^= 1) {
+    copy_wait<0>();
+    __syncthreads();  // the tile is there, and nobody reads the other stage any more
+    if (tile + 1 < tiles.end) load(tile + 1, stage ^ 1);
+    copy_commit();
+    const uint32_t of_q = stages + uint32_t(stage * S::kStage), of_d_out = of_q + S::kOther;
+    const bool whole = tiles.whole(tile);
+#pragma unroll 1
+    for (int strip = 0; strip < kTileQueries; strip += kStrip) {
+      const int query = tile * kTileQueries + strip, own_from = tiles.from + own;
+      if (query + kStrip <= own_from) continue;  // all of it comes before the warp's keys
+      float weights[R][N][4] = {}, slopes[R][N][4] = {};
+      multiply_rows<R, N, DP, kTileQueries>(weights, key, of_q, strip);
+      multiply_rows<R, N, DP, kTileQueries>(slopes, value, of_d_out, strip);
+      key_slopes<R, N>(weights, slopes, of_d_out + S::kOther + strip * 4, a.scale * kLog2E, [&](int r, int n, int e) {
+        const int i = query + n * 8 + (lane() & 3) * 2 + (e & 1);
+        return !whole && (i < tiles.from + row + r * 16 + (e >> 1) * 8 || i >= query_ends[2 * r + (e >> 1)]);
+      });
+      multiply_weights<R, N, DP, kTileQueries>(value_sums, weights, of_d_out, strip);
+      multiply_weights<R, N, DP, kTileQueries>(key_sums, slopes, of_q, strip);
+    }
+  }
+  copy_wait<0>();
+  __syncthreads();
+  keep_sums<R, DP, ROWS>(of_k, row, key_sums, [&](int, int) { return a.scale; });
+  keep_sums<R, DP, ROWS>(of_v, row, value_sums, [](int, int) { return 1.0f; });
+  __syncwarp();
+  store_rows<ROWS, DP, 16 * R>(d_kv + a.key(at.b, at.h, 0), int(a.kv_stride), of_k, own, j0 + own, Tk, D);
+  store_rows<ROWS, DP, 16 * R>(d_kv + a.value(at.b, at.h, 0), int(a.kv_stride), of_v, own, j0 + own, Tk, D);
 }
 
 // A warp a tile of keys.
@@ -278,6 +541,27 @@ void attention_forward_sm80(const Context& c, const Attention& a, Floats out, fl
     const dim3 grid(unsigned(a.B * a.H * divide_up(a.Tq, S::kQueries)));
     run_shared(c, ends ? attention_forward_kernel2<DP, R, true> : attention_forward_kernel2<DP, R, false>, grid, kBlock,
                S::kBytes, a, ends, static_cast<bf16*>(out.data), lse);
+  });
+}
+
+size_t backward_workspace_sm80(const Attention& a) { return size_t(stats_bytes(a) + ends_bytes(a)); }
+
+void attention_backward_sm80(const Context& c, const Attention& a, const Gradients& g, void* workspace) {
+  float* stats = static_cast<float*>(workspace);
+  const Ends* ends = make_ends(c, a, static_cast<char*>(workspace) + stats_bytes(a));
+  with_channels(a.D, [&](auto dp, auto r) {
+    constexpr int DP = decltype(dp)::value, R = decltype(r)::value;
+    using S = BackwardSizes<DP, R>;
+    const dim3 queries(unsigned(a.B * a.H * divide_up(a.Tq, S::kRows)));
+    const dim3 keys(unsigned(a.B * a.H * divide_up(a.Tk, S::kRows)));
+    const auto query_kernel =
+        ends ? attention_backward_query_kernel2<DP, R, true> : attention_backward_query_kernel2<DP, R, false>;
+    const auto key_kernel =
+        ends ? attention_backward_key_kernel2<DP, R, true> : attention_backward_key_kernel2<DP, R, false>;
+    run_shared(c, query_kernel, queries, kBlock, S::kBytes, a, ends, static_cast<const bf16*>(g.d_out.data),
+               static_cast<const bf16*>(g.out.data), g.lse, static_cast<bf16*>(g.d_q.data), stats);
+    run_shared(c, key_kernel, keys, kBlock, S::kBytes, a, ends, static_cast<const bf16*>(g.d_out.data), stats,
+               static_cast<bf16*>(g.d_kv.data));
   });
 }
 

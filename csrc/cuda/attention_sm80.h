@@ -10,5 +10,7 @@ bool aligned16(const Floats& x);
 
 size_t forward_workspace_sm80(const Attention& a);
 void attention_forward_sm80(const Context& c, const Attention& a, Floats out, float* lse, void* workspace);
+size_t backward_workspace_sm80(const Attention& a);
+void attention_backward_sm80(const Context& c, const Attention& a, const Gradients& g, void* workspace);
 
 }  // namespace tc::cuda

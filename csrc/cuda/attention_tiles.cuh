@@ -25,6 +25,12 @@ __device__ inline int first_position(const Attention& a) {
   return int(first > most ? most : first < -most ? -most : first);
 }
 
+// Keys behind the last query's are not read: what a cache holds there may be anything.
+__device__ inline int written_keys(const Attention& a, int first) {
+  const int end = first + int(a.Tq), keys = int(a.Tk);
+  return end < keys ? end : keys;
+}
+
 // The part of a call that a block works on: the longest rows first, so that the last blocks are short ones.
 struct Place {
   int b, h, tile;
@@ -91,26 +97,26 @@ constexpr int kTileBytes = ROWS * 128 * ((DP + 63) / 64);
 
 // Rows first .. first + ROWS - 1 of a head; zeros from row `limit` and channel `channels` on. By all threads.
 template <int ROWS, int DP, int THREADS>
-__device__ inline void load_tile(uint32_t tile, const bf16* head, int64_t stride, int first, int limit, int channels) {
+__device__ inline void load_tile(uint32_t tile, const bf16* head, int stride, int first, int limit, int channels) {
   static_assert(ROWS * DP / 8 % THREADS == 0);
 #pragma unroll
   for (int k = 0; k < ROWS * DP / 8 / THREADS; k++) {
     const int x = k * THREADS + int(threadIdx.x), row = x / (DP / 8), chunk = x % (DP / 8);
     const bool inside = first + row < limit && chunk * 8 < channels;
-    copy_async(chunk_at<ROWS>(tile, row, chunk), head + (inside ? (first + row) * stride + chunk * 8 : 0), inside);
+    copy_async(chunk_at<ROWS>(tile, row, chunk), head + (inside ? int64_t(first + row) * stride + chunk * 8 : 0),
+               inside);
   }
 }
 // The way back, by one warp: COUNT rows from `row` of the tile to rows first .. of a head.
 template <int ROWS, int DP, int COUNT>
-__device__ inline void store_rows(bf16* head, int64_t stride, uint32_t tile, int row, int first, int limit,
-                                  int channels) {
+__device__ inline void store_rows(bf16* head, int stride, uint32_t tile, int row, int first, int limit, int channels) {
   static_assert(COUNT * DP / 8 % 32 == 0);
 #pragma unroll
   for (int k = 0; k < COUNT * DP / 8 / 32; k++) {
     const int x = k * 32 + lane(), r = x / (DP / 8), chunk = x % (DP / 8);
     const Words4 words = shared_load4(chunk_at<ROWS>(tile, row + r, chunk));
     if (first + r < limit && chunk * 8 < channels)
-      *reinterpret_cast<Words4*>(head + (first + r) * stride + chunk * 8) = words;
+      *reinterpret_cast<Words4*>(head + int64_t(first + r) * stride + chunk * 8) = words;
   }
 }
 
@@ -126,6 +132,43 @@ __device__ inline void pack_a(uint32_t (&a)[4], const float* x, const float* y) 
   a[2] = pack_bf16(y[0], y[1]);
   a[3] = pack_bf16(y[2], y[3]);
 }
+
+// ---- what the backward's first kernel leaves for its second: stats [B·H, tiles of queries, 2, 64], lse · log2 e
+// (infinite where a row sees nothing or lies beyond Tq: its probabilities become 0), then delta = sum d_out · out
+
+constexpr int kTileQueries = 64;
+constexpr int kStats = 2 * kTileQueries;
+inline int64_t stats_bytes(const Attention& a) {
+  return a.B * a.H * divide_up(a.Tq, kTileQueries) * kStats * int64_t(sizeof(float));
+}
+__device__ inline int64_t stats_of(const Attention& a, const Place& at, int tile) {
+  const int64_t tiles = (a.Tq + kTileQueries - 1) / kTileQueries;
+  return ((at.b * a.H + at.h) * tiles + tile) * kStats;
+}
+__device__ inline float low_half(uint32_t pair) { return bits_to_float(pair << 16); }
+__device__ inline float high_half(uint32_t pair) { return bits_to_float(pair & 0xffff0000u); }
+
+// This lane's share of a row of `out` in the layout of load_a(): pairs of channels 8 n + 2 (lane % 4).
+template <int DP>
+struct OutRow {
+  uint32_t pairs[DP / 8];
+
+  // row: of the head, or null
+  __device__ void load(const bf16* row, int channels) {
+#pragma unroll
+    for (int n = 0; n < DP / 8; n++)
+      pairs[n] = row && n * 8 < channels ? *reinterpret_cast<const uint32_t*>(row + n * 8 + (lane() & 3) * 2) : 0;
+  }
+  // Adds the product with channels 16 k .. 16 k + 15 of d_out, whose half (0, 1: rows g, g + 8) `a` holds.
+  __device__ void multiply(float& sum, const uint32_t (&a)[4], int k, int half) const {
+#pragma unroll
+    for (int which = 0; which < 2; which++) {
+      const uint32_t x = pairs[2 * k + which], y = a[which * 2 + half];
+      sum += fmaf(low_half(x), low_half(y), high_half(x) * high_half(y));
+    }
+  }
+};
+__device__ inline float finite_log2(float lse) { return lse == -INFINITY ? INFINITY : lse * kLog2E; }
 
 // ---- a row of scores lies in the four lanes of a quad
 
