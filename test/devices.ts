@@ -87,6 +87,8 @@ export interface ChildRun {
   digest: string
   /** of emulated tensor cores, by instruction */
   products: { mma: number; wgmma: number }
+  /** of emulated thread blocks */
+  clusters: number
   /** of emulated CUDA graphs */
   graphLaunches: number
   /** all that it printed */
@@ -129,6 +131,7 @@ export function inChild(env: Record<string, string>, file: string): Promise<Chil
         threads: Number(ran[3] ?? 0),
         digest: /^# digest (\w+)$/m.exec(output)?.[1] ?? '',
         products: { mma: Number(products?.[1] ?? 0), wgmma: Number(products?.[2] ?? 0) },
+        clusters: Number(/^# clusters (\d+)$/m.exec(output)?.[1] ?? 0),
         graphLaunches: Number(/^# graph launches (\d+)$/m.exec(output)?.[1] ?? 0),
         output,
       })

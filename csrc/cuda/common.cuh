@@ -168,7 +168,10 @@ struct Add {
   }
 };
 struct Larger {  // NaN wins, so that it is not lost
-  __device__ float operator()(float a, float b) const { return a > b || a != a ? a : b; }
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b || a != a ? a : b;
+  }
 };
 
 template <class T, class Join>

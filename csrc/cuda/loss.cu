@@ -1,5 +1,6 @@
 /*
-The losses on given logits, a block a row, and the cosine loss.
+The losses on given logits, a block a row, and the cosine loss. Plain: loss_online.cu and loss_sm90.cu have faster
+kernels of the former.
 
   q = softmax(s/T), p = softmax(t/T), m = beta·p + (1-beta)·q; unweighted parts:
   CE = -log softmax(s)[y];  KL = T²·Σ p log(p/q);  RKL = T²·Σ q log(q/p);
@@ -24,8 +25,6 @@ namespace tc::cuda {
 
 namespace {
 
-constexpr float kLeastLog = -1e9f;              // stands for -inf, so that 0·log 0 is 0 and nothing becomes NaN
-constexpr float kLeastTail = 1e-30f;            // a tail of 0 has no logarithm
 constexpr int64_t kSegment = int64_t(1) << 16;  // columns of the map of a top-k teacher's ids
 
 // Shared memory of a block.
@@ -43,21 +42,6 @@ __device__ float log_weight(float x, float scale, float high) {
   const float z = (x - high) * scale;
   return z < kLeastLog ? kLeastLog : z;
 }
-
-// How a gradient depends on the terms, for a row of weight w.
-struct Factors {
-  float ce, kl, rkl, jsd;
-  bool mixes;
-
-  __device__ Factors(const LossSettings& c, float w) {
-    const float forward = c.beta == 0 ? c.w_jsd : 0, reverse = c.beta == 1 ? c.w_jsd : 0;
-    ce = w * c.w_ce;
-    kl = w * (c.w_kl * c.temperature + forward / c.temperature);
-    rkl = w * (c.w_rkl * c.temperature + reverse / c.temperature);
-    jsd = w * c.w_jsd * (1 - c.beta) / c.temperature;
-    mixes = c.w_jsd != 0 && c.beta > 0 && c.beta < 1;
-  }
-};
 
 // Two distributions over n columns at temperature 1/scale, up to their sums.
 template <class S, class T>
@@ -79,13 +63,9 @@ struct Pair {
     p.delta = (z_t - z_s) - log_ratio;
     p.log_p_m = p.log_q_m = 0;
     if (!mixes) return p;
-    // From the larger of p and q, so that the exponent is <= 0: m/p = beta + (1-beta) e^-delta, m/q = (1-beta) + beta
-    // e^delta; near 1 as 1 + x, else as it stands, for a beta near 0 or 1
-    const bool above = p.delta > 0;
-    const float low = above ? -p.delta : p.delta, own = above ? beta : 1 - beta, other = above ? 1 - beta : beta;
-    const float x = other * expm1f(low), log_m = x > -0.5f ? log1pf(x) : logf(own + other * expf(low));
-    p.log_p_m = -(log_m - (above ? 0 : low));
-    p.log_q_m = -(log_m - (above ? low : 0));
+    const LossMixture mixture(p.delta, beta);
+    p.log_p_m = mixture.log_p_m;
+    p.log_q_m = mixture.log_q_m;
     return p;
   }
 };
@@ -135,7 +115,7 @@ __device__ Terms terms_of(const Pair<S, T>& p, int64_t n, bool mixes, Scratch& s
 }
 // The terms' part of the gradient in column v.
 template <class S, class T>
-__device__ float slope(const Pair<S, T>& p, const Terms& terms, const Factors& f, int64_t v) {
+__device__ float slope(const Pair<S, T>& p, const Terms& terms, const LossFactors& f, int64_t v) {
   const auto at = p.at(v, f.mixes);
   float d = float(f.kl / p.sum_s) * (at.e_s - float(p.sum_s / p.sum_t) * at.e_t);
   if (f.rkl != 0) d -= float(f.rkl / p.sum_s) * at.e_s * (at.delta + float(terms.rkl));
@@ -218,8 +198,8 @@ __device__ void for_others(const StudentClasses& c, Scratch& scratch, F&& f) {
   }
 }
 
-__device__ Terms top_k_row(const LossRows& x, int64_t r, const Logits& s, const Factors& f, const Gradient* gradient,
-                           Scratch& scratch) {
+__device__ Terms top_k_row(const LossRows& x, int64_t r, const Logits& s, const LossFactors& f,
+                           const Gradient* gradient, Scratch& scratch) {
   const LossSettings& c = x.settings;
   const int64_t K = c.top_k, classes = K + (K < c.vocab);
   StudentClasses student{x.in, s, r * K, K, c.vocab, 1 / c.temperature, -INFINITY, 0};
@@ -243,7 +223,7 @@ __device__ Terms top_k_row(const LossRows& x, int64_t r, const Logits& s, const 
   return terms;
 }
 
-__device__ Terms full_row(const LossRows& x, const Logits& s, const Logits& t, const Factors& f,
+__device__ Terms full_row(const LossRows& x, const Logits& s, const Logits& t, const LossFactors& f,
                           const Gradient* gradient, Scratch& scratch) {
   const LossSettings& c = x.settings;
   const auto pair = make_pair(s, t, c.vocab, 1 / c.temperature, c.beta, scratch);
@@ -273,7 +253,7 @@ __global__ void loss_kernel1(LossRows x, int64_t n) {
   if (weight == 0) return zero_row(x, k, r, 0);
   if (x.in.seed) weight *= *x.in.seed;
   const bool ce = c.w_ce != 0;
-  const Factors f(c, weight);
+  const LossFactors f(c, weight);
   const Logits s{x.student, k * x.student_stride}, t{x.teacher, k * x.teacher_stride};
   const int64_t target = ce && x.in.targets[r] >= 0 && x.in.targets[r] < c.vocab ? x.in.targets[r] : -1;
   const float at_target = target < 0 ? 0 : s(target);
@@ -365,6 +345,8 @@ void check_loss_inputs(const Context& c, const LossSettings& settings, const Los
 }
 
 void loss_rows(const Context& c, const LossRows& rows, int64_t n) {
+  if (n == 0) return;
+  if (!c.plain && (loss_rows_sm90(c, rows, n) || loss_rows_online(c, rows, n))) return;
   run(c, loss_kernel1, dim3(unsigned(n)), kThreads, rows, n);
 }
 

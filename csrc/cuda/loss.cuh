@@ -41,5 +41,41 @@ struct LossRows {
   RowCount count = {};                  // rows behind it are not looked at
 };
 void loss_rows(const Context& c, const LossRows& rows, int64_t n);
+// The faster kernels of loss_online.cu and loss_sm90.cu: false where they don't take these rows.
+bool loss_rows_online(const Context& c, const LossRows& rows, int64_t n);
+bool loss_rows_sm90(const Context& c, const LossRows& rows, int64_t n);
+
+constexpr float kLeastLog = -1e9f;    // stands for -inf, so that 0·log 0 is 0 and nothing becomes NaN
+constexpr float kLeastTail = 1e-30f;  // a tail of 0 has no logarithm
+
+// How a gradient depends on the terms, for a row of weight w.
+struct LossFactors {
+  float ce, kl, rkl, jsd;
+  bool mixes;
+
+  __device__ LossFactors(const LossSettings& c, float w) {
+    const float forward = c.beta == 0 ? c.w_jsd : 0, reverse = c.beta == 1 ? c.w_jsd : 0;
+    ce = w * c.w_ce;
+    kl = w * (c.w_kl * c.temperature + forward / c.temperature);
+    rkl = w * (c.w_rkl * c.temperature + reverse / c.temperature);
+    jsd = w * c.w_jsd * (1 - c.beta) / c.temperature;
+    mixes = c.w_jsd != 0 && c.beta > 0 && c.beta < 1;
+  }
+};
+
+// From delta = log p - log q and beta: log p/m and log q/m. From the larger of p and q, so that the exponent is <= 0:
+// m/p = beta + (1-beta) e^-delta, m/q = (1-beta) + beta e^delta; near 1 as 1 + x, else as it stands, for a beta near 0
+// or 1
+struct LossMixture {
+  float log_p_m, log_q_m;
+
+  __device__ LossMixture(float delta, float beta) {
+    const bool above = delta > 0;
+    const float low = above ? -delta : delta, own = above ? beta : 1 - beta, other = above ? 1 - beta : beta;
+    const float x = other * expm1f(low), log_m = x > -0.5f ? log1pf(x) : logf(own + other * expf(low));
+    log_p_m = -(log_m - (above ? 0 : low));
+    log_q_m = -(log_m - (above ? low : 0));
+  }
+};
 
 }  // namespace tc::cuda

@@ -12,9 +12,12 @@ namespace tc::cuda {
 #define TC_PTX __device__ __forceinline__
 
 // Addresses in shared memory are 32-bit numbers.
-TC_PTX uint32_t shared_base() {  // of the dynamic shared memory, a multiple of 1,024
+TC_PTX uint8_t* shared_memory() {  // the dynamic shared memory
   extern __shared__ __align__(1024) uint8_t dynamic_shared[];
-  return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared));
+  return dynamic_shared;
+}
+TC_PTX uint32_t shared_base() {  // its address, a multiple of 1,024
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory()));
 }
 TC_PTX void shared_store(uint32_t to, uint32_t x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(x) : "memory");

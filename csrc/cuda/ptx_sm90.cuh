@@ -75,6 +75,35 @@ TC_PTX void box_add(const CUtensorMap* map, uint32_t from, int x, int y) {  // f
                "r"(x), "r"(y), "r"(from)
                : "memory");
 }
+// A contiguous piece; addresses and size are multiples of 16 bytes.
+TC_PTX void bulk_load(uint32_t to, const void* from, uint32_t bar, int bytes) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(bar)
+               : "memory");
+}
+
+TC_PTX int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+TC_PTX int cluster_blocks() {
+  int count;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(count));
+  return count;
+}
+// All threads of the cluster; what they wrote before, other blocks' shared memory too, is seen behind it.
+TC_PTX void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// To the same place in the shared memory of another block, which must have started and not ended.
+TC_PTX void cluster_store(uint32_t at, int rank, double x) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nst.shared::cluster.f64 [there], %2;\n}" ::"r"(at),
+      "r"(rank), "d"(x)
+      : "memory");
+}
+
 TC_PTX void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int N>
 TC_PTX void store_wait_read() {  // all but the last N stores have left shared memory

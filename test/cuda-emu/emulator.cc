@@ -80,9 +80,9 @@ namespace emu {
 namespace {
 
 constexpr size_t kStack = 64 << 10;
-constexpr unsigned kMostThreads = 1024;
+constexpr unsigned kMostThreads = 1024, kMostBlocks = 8;  // of a block, of a cluster
 
-enum class State { fresh, ready, at_block_barrier, at_warp_barrier, at_condition, done };
+enum class State { fresh, ready, at_block_barrier, at_warp_barrier, at_cluster_barrier, at_condition, done };
 
 // A stack, on which one thread runs after the other, and where it goes on.
 struct Fiber {
@@ -109,21 +109,25 @@ std::mutex one_grid;
 void* scheduler;
 Fiber* current_fiber;
 Thread* current;
-Thread threads[kMostThreads];
+Thread threads[kMostBlocks * kMostThreads];  // block by block
+unsigned rank, cluster_size;                 // of the block that runs
 const std::function<void()>* body;
 std::vector<Fiber*> idle;
-alignas(1024) uint8_t dynamic[232448];
-unsigned long long products[2] = {}, graph_launches = 0;
+enum class Block { not_started, running, done } blocks[kMostBlocks];
+bool remote_fault;
+alignas(1024) uint8_t dynamic[kMostBlocks][232448];
+unsigned long long products[2] = {}, clusters = 0, graph_launches = 0;
 struct Report {
   ~Report() {
     if (products[0] || products[1]) std::printf("# products mma %llu wgmma %llu\n", products[0], products[1]);
+    if (clusters) std::printf("# clusters %llu\n", clusters);
     if (graph_launches) std::printf("# graph launches %llu\n", graph_launches);
   }
 } report;
-uint64_t slot[2][kMostThreads];
-void* operands[kMostThreads];               // of together()
-unsigned together_done[kMostThreads / 32];  // calls that have been served, of each warp
-const int capability = [] {                 // 90: Hopper's kernels too
+uint64_t slot[2][kMostBlocks * kMostThreads];
+void* operands[kMostBlocks * kMostThreads];          // of together()
+unsigned together_done[kMostBlocks * kMostThreads];  // calls that have been served, at the first thread of each warp
+const int capability = [] {                          // 90: Hopper's kernels too
   const char* set = std::getenv("TRAIN_CORE_EMU_CAPABILITY");
   return set ? std::atoi(set) : 80;
 }();
@@ -152,10 +156,10 @@ Fiber* take_fiber() {
   return new Fiber{top};
 }
 
-// Runs a thread until it waits or ends.
+// Runs thread t of block `rank` until it waits or ends.
 void resume(unsigned t) {
   threadIdx.x = t;
-  current = &threads[t];
+  current = &threads[rank * blockDim.x + t];
   if (!current->fiber) current->fiber = take_fiber();
   current_fiber = current->fiber;
   emu_switch(&scheduler, current_fiber->here);
@@ -172,26 +176,53 @@ bool release(unsigned begin, unsigned end, State barrier) {
   return true;
 }
 
-// false: some threads wait at a barrier that others don't reach
-bool run_block(unsigned count) {
-  std::memset(dynamic, 0xff, sizeof dynamic);
-  std::memset(__start_emu_shared, 0xff, size_t(__stop_emu_shared - __start_emu_shared));
-  for (unsigned t = 0; t < count; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}};
-  std::memset(together_done, 0, sizeof together_done);
-  for (;;) {
-    bool any = false, all_done = true;
-    for (unsigned k = 0; k < count; k++) {
-      const unsigned t = reverse ? count - 1 - k : k;
-      if (threads[t].state == State::at_condition && (*threads[t].condition)()) threads[t].state = State::ready;
-      if (threads[t].state == State::fresh || threads[t].state == State::ready) resume(t), any = true;
-      all_done = all_done && threads[t].state == State::done;
-    }
-    if (all_done) return true;
-    for (unsigned w = 0; w < count; w += 32)
-      any = release(w, w + 32 < count ? w + 32 : count, State::at_warp_barrier) || any;
-    any = release(0, count, State::at_block_barrier) || any;
-    if (!any) return false;
+// Lets each thread of block `rank` that can go on run once; false where none could.
+bool run_block_once() {
+  const unsigned count = blockDim.x, begin = rank * count, end = begin + count;
+  if (blocks[rank] == Block::not_started) {
+    std::memset(dynamic[rank], 0xff, sizeof dynamic[rank]);
+    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}};
+    std::memset(&together_done[begin], 0, count * sizeof *together_done);
+    blocks[rank] = Block::running;
   }
+  bool any = false, all_done = true;
+  for (unsigned k = 0; k < count; k++) {
+    const unsigned t = reverse ? count - 1 - k : k;
+    Thread& thread = threads[begin + t];
+    if (thread.state == State::at_condition && (*thread.condition)()) thread.state = State::ready;
+    if (thread.state == State::fresh || thread.state == State::ready) resume(t), any = true;
+    all_done = all_done && thread.state == State::done;
+  }
+  if (all_done) blocks[rank] = Block::done;
+  for (unsigned w = begin; w < end; w += 32)
+    any = release(w, w + 32 < end ? w + 32 : end, State::at_warp_barrier) || any;
+  return release(begin, end, State::at_block_barrier) || any;
+}
+
+// The blocks of a cluster, from blockIdx on. What went wrong, or null.
+const char* run_cluster() {
+  const unsigned first = blockIdx.x;
+  std::memset(__start_emu_shared, 0xff, size_t(__stop_emu_shared - __start_emu_shared));
+  for (unsigned b = 0; b < cluster_size; b++) blocks[b] = Block::not_started;
+  for (bool all_done = false; !all_done;) {
+    bool any = false;
+    all_done = true;
+    for (unsigned k = 0; k < cluster_size; k++) {
+      rank = reverse ? cluster_size - 1 - k : k;
+      blockIdx.x = first + rank;
+      if (blocks[rank] != Block::done) any = run_block_once() || any;
+      all_done = all_done && blocks[rank] == Block::done;
+    }
+    any = release(0, cluster_size * blockDim.x, State::at_cluster_barrier) || any;
+    if (!any && !all_done) return "some threads wait where others never come";
+    if (remote_fault) return "it wrote to the shared memory of a block that has not started, or has ended";
+  }
+  blockIdx.x = first;
+  if (cluster_size == 1) return nullptr;
+  clusters++;
+  for (const char* at = __start_emu_shared; at < __stop_emu_shared; at++)
+    if (*at != char(0xff)) return "static shared memory is not emulated in clusters";
+  return nullptr;
 }
 
 cudaError_t sticky = cudaSuccess, last = cudaSuccess;
@@ -233,10 +264,12 @@ bool refused() {
 
 }  // namespace
 
-uint64_t* slots() { return slot[current->operations++ % 2]; }
+uint64_t* slots() { return slot[current->operations++ % 2] + rank * blockDim.x; }
 
 void wait(Barrier barrier) {
-  current->state = barrier == Barrier::block ? State::at_block_barrier : State::at_warp_barrier;
+  current->state = barrier == Barrier::block  ? State::at_block_barrier
+                   : barrier == Barrier::warp ? State::at_warp_barrier
+                                              : State::at_cluster_barrier;
   emu_switch(&current_fiber->here, scheduler);
 }
 
@@ -247,16 +280,22 @@ void wait_until(const std::function<bool()>& condition) {
   emu_switch(&current_fiber->here, scheduler);
 }
 
-uint8_t* dynamic_shared() { return dynamic; }
+uint8_t* dynamic_shared() { return dynamic[rank]; }
+unsigned cluster_rank() { return rank; }
+unsigned cluster_blocks() { return cluster_size; }
+uint8_t* remote_shared(unsigned of) {
+  if (of >= cluster_size || blocks[of] != Block::running) remote_fault = true, of = rank;
+  return dynamic[of];
+}
 void count_product(Product which) { products[int(which)]++; }
 
 void together(void* mine, void (*all)(void* const* lanes)) {
-  const unsigned t = threadIdx.x, turn = ++current->together;
+  const unsigned turn = ++current->together, t = rank * blockDim.x + threadIdx.x, first = t - threadIdx.x % 32;
   operands[t] = mine;
   wait(Barrier::warp);
-  if (together_done[t / 32] == turn) return;  // another lane was the first to go on
-  together_done[t / 32] = turn;
-  all(&operands[t / 32 * 32]);
+  if (together_done[first] == turn) return;  // another lane was the first to go on
+  together_done[first] = turn;
+  all(&operands[first]);
 }
 
 void copy_later(uint8_t* to, const void* from) {
@@ -280,21 +319,40 @@ void finish_copies(unsigned pending) {
   current->copies = std::move(left);
 }
 
-cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, const std::function<void()>& thread) {
-  if (block.y != 1 || block.z != 1 || block.x == 0 || block.x > kMostThreads || !grid.x || !grid.y || !grid.z)
+// Blocks of a cluster; 0: an attribute that is not emulated.
+unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  unsigned cluster = 1;
+  for (unsigned k = 0; k < config.numAttrs; k++) {
+    const auto& size = config.attrs[k].val.clusterDim;
+    if (config.attrs[k].id != cudaLaunchAttributeClusterDimension || size.y != 1 || size.z != 1) return 0;
+    cluster = size.x;
+  }
+  return cluster > kMostBlocks || config.gridDim.x % cluster || (cluster > 1 && capability < 90) ? 0 : cluster;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const unsigned cluster = cluster_of(config);
+  if (block.y != 1 || block.z != 1 || block.x == 0 || block.x > kMostThreads || !grid.x || !grid.y || !grid.z ||
+      !cluster || config.dynamicSmemBytes > sizeof dynamic[0])
     return note(cudaErrorInvalidValue);
-  if (capturing(stream)) return keep(stream, [=] { return launch(nullptr, grid, block, thread); });
+  if (capturing(config.stream)) {
+    cudaLaunchAttribute attribute = cluster > 1 ? config.attrs[0] : cudaLaunchAttribute();
+    return keep(config.stream, [=]() mutable {
+      return launch({grid, block, config.dynamicSmemBytes, nullptr, &attribute, cluster > 1}, thread);
+    });
+  }
   std::lock_guard<std::mutex> lock(one_grid);
   if (sticky != cudaSuccess) return note(sticky);
   body = &thread;
   gridDim = grid;
   blockDim = block;
+  cluster_size = cluster;
   for (blockIdx.z = 0; blockIdx.z < grid.z; blockIdx.z++)
     for (blockIdx.y = 0; blockIdx.y < grid.y; blockIdx.y++)
-      for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x++)
-        if (!run_block(block.x)) {
-          std::fprintf(stderr, "cuda-emu: block (%u, %u, %u): some threads wait where others never come\n", blockIdx.x,
-                       blockIdx.y, blockIdx.z);
+      for (blockIdx.x = 0; blockIdx.x < grid.x; blockIdx.x += cluster)
+        if (const char* why = run_cluster()) {
+          std::fprintf(stderr, "cuda-emu: block (%u, %u, %u): %s\n", blockIdx.x, blockIdx.y, blockIdx.z, why);
           return note(sticky = cudaErrorLaunchFailure);
         }
   return cudaSuccess;

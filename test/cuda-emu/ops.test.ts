@@ -15,9 +15,8 @@ test('every file of op tests is found', { skip: noStandIn }, () => {
 })
 
 const ORDERS = ['forward', 'reverse']
-async function runBothWays(file: string, env: Record<string, string>): Promise<ChildRun['products']> {
-  const digests = new Set<string>()
-  const products = { mma: 0, wgmma: 0 }
+async function runBothWays(file: string, env: Record<string, string>): Promise<ChildRun> {
+  const runs: ChildRun[] = []
   for (const order of ORDERS) {
     const emulated = {
       TRAIN_CORE_CUDA_LIBRARY: standIn('train_core_cuda_emu'),
@@ -27,31 +26,33 @@ async function runBothWays(file: string, env: Record<string, string>): Promise<C
     }
     const ran = await inChild({ ...emulated, ...env }, path.join(folder, file))
     assert.equal(ran.isa, 'cuda')
-    digests.add(ran.digest)
-    products.mma += ran.products.mma
-    products.wgmma += ran.products.wgmma
+    runs.push(ran)
   }
-  assert.equal(digests.size, 1, `${file}: results depend on the order of threads`)
-  return products
+  assert.equal(new Set(runs.map(ran => ran.digest)).size, 1, `${file}: results depend on the order of threads`)
+  return runs[0]!
 }
 
 // The families that use tensor cores (csrc/cuda/*_sm80.cu, *_sm90.cu).
 const SM80 = ['attention.test.js', 'attention_laws.test.js']
 const SM90 = ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js']
+// Those that use clusters, and those that have faster kernels for all GPUs.
+const CLUSTERS = ['loss.test.js', 'head_loss.test.js']
+const FASTER = ['loss.test.js', 'head_loss.test.js']
 
 for (const file of files)
   test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
-    const { mma, wgmma } = await runBothWays(file, { TRAIN_CORE_EMU_CAPABILITY: '80' })
+    const { mma, wgmma } = (await runBothWays(file, { TRAIN_CORE_EMU_CAPABILITY: '80' })).products
     assert.deepEqual([mma > 0, wgmma], [SM80.includes(file), 0])
   })
 
-for (const file of SM90)
-  test(`${file} on Hopper's emulated tensor cores`, { skip: noStandIn }, async () => {
-    assert.ok((await runBothWays(file, { TRAIN_CORE_EMU_CAPABILITY: '90' })).wgmma > 0, 'no tensor core was used')
+for (const file of new Set([...SM90, ...CLUSTERS]))
+  test(`${file} on emulated Hopper`, { skip: noStandIn }, async () => {
+    const { products, clusters } = await runBothWays(file, { TRAIN_CORE_EMU_CAPABILITY: '90' })
+    assert.deepEqual([products.wgmma > 0, clusters > 0], [SM90.includes(file), CLUSTERS.includes(file)])
   })
 
-for (const file of SM80)
+for (const file of [...SM80, ...FASTER])
   test(`${file} on CUDA's plain kernels, emulated`, { skip: noStandIn }, async () => {
-    const products = await runBothWays(file, { TRAIN_CORE_CUDA_KERNELS: 'plain' })
-    assert.deepEqual(products, { mma: 0, wgmma: 0 })
+    const { products, clusters } = await runBothWays(file, { TRAIN_CORE_CUDA_KERNELS: 'plain' })
+    assert.deepEqual([products, clusters], [{ mma: 0, wgmma: 0 }, 0])
   })

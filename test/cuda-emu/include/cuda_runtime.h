@@ -2,9 +2,9 @@
 // C++ compiler builds the very same sources. It shows that their arithmetic, indexing and synchronisation are right on
 // one particular schedule; it says nothing about a GPU's timing, memory model or compiler. Not run on a GPU.
 //
-// The blocks of a grid run one after the other. The threads of a block are fibers that run in turn until they wait at
-// __syncthreads(), __syncwarp() or a shuffle; TRAIN_CORE_EMU_ORDER=reverse turns the order round, which changes the
-// result of a kernel that lacks a barrier. Shared memory is full of NaN when a block starts. A barrier that part of the
+// The blocks of a grid run one after the other, those of a cluster in turn. The threads of a block are fibers that run
+// in turn until they wait at a barrier or a shuffle; TRAIN_CORE_EMU_ORDER=reverse turns the order round, which changes
+// the result of a kernel that lacks a barrier. Shared memory is full of NaN when a block starts. A barrier that part of the
 // threads never reach is an error. A graph is the list of what was captured; what may not be captured is refused.
 #pragma once
 #include <cmath>
@@ -28,7 +28,7 @@ struct dim3 {
 extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 namespace emu {
-enum class Barrier { block, warp };
+enum class Barrier { block, warp, cluster };
 void wait(Barrier barrier);
 void wait_until(const std::function<bool()>& condition);
 uint64_t* slots();  // one word for each thread of the block, for the shuffle under way
@@ -115,10 +115,21 @@ using cudaStream_t = struct EmuStream*;
 using cudaEvent_t = struct EmuEvent*;
 using cudaGraph_t = struct EmuGraph*;
 using cudaGraphExec_t = struct EmuGraph*;
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  union {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
 };
 struct cudaFuncAttributes {};
 struct cudaDeviceProp {
@@ -169,10 +180,10 @@ cudaError_t cudaFuncSetAttribute(F, int, int bytes) {
 
 namespace emu {
 // Runs, or keeps for a graph while the stream is captured.
-cudaError_t launch(cudaStream_t stream, dim3 grid, dim3 block, const std::function<void()>& thread);
+cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
 }  // namespace emu
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  return emu::launch(config->stream, config->gridDim, config->blockDim, [=] { kernel(arguments...); });
+  return emu::launch(*config, [=] { kernel(arguments...); });
 }

@@ -4,7 +4,7 @@
 #include "../../../csrc/cuda/common.cuh"
 
 namespace emu {
-uint8_t* dynamic_shared();  // kDynamicShared bytes, NaN when a block starts; shared addresses are offsets in it
+uint8_t* dynamic_shared();  // of the block, NaN when it starts; shared addresses are offsets in it
 enum class Product { mma, wgmma };
 void count_product(Product which);
 
@@ -18,6 +18,7 @@ void finish_copies(unsigned pending);  // all but those of the last `pending` co
 
 namespace tc::cuda {
 
+inline uint8_t* shared_memory() { return emu::dynamic_shared(); }
 inline uint32_t shared_base() { return 0; }
 inline uint8_t* shared_at(uint32_t at) { return emu::dynamic_shared() + at; }
 template <class T>

@@ -1,9 +1,17 @@
 // The functions of csrc/cuda/ptx_sm90.cuh and wgmma_sm90.cuh on a CPU. Copies and products are done at once, in the
 // order in which the threads run, so what is shown is indexing, swizzles and who waits for whom, not asynchrony.
 #pragma once
+#include <cstdlib>
+
 #include "emulated_sm80.h"
 
 #define __grid_constant__
+
+namespace emu {
+unsigned cluster_rank();
+unsigned cluster_blocks();
+uint8_t* remote_shared(unsigned rank);  // the dynamic shared memory of another block, which must run
+}  // namespace emu
 
 namespace tc::cuda {
 
@@ -88,6 +96,21 @@ inline void box_add(const CUtensorMap* map, uint32_t from, int x, int y) {
     std::memcpy(global, &sum, 4);
   });
 }
+inline void bulk_load(uint32_t to, const void* from, uint32_t bar, int bytes) {
+  if (to % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) std::abort();
+  std::memcpy(shared_at(to), from, size_t(bytes));
+  Barrier& b = barrier_at(bar);
+  b.bytes = b.bytes - bytes;
+  b.settle();
+}
+
+inline int cluster_rank() { return int(emu::cluster_rank()); }
+inline int cluster_blocks() { return int(emu::cluster_blocks()); }
+inline void cluster_sync() { emu::wait(emu::Barrier::cluster); }
+inline void cluster_store(uint32_t at, int rank, double x) {
+  std::memcpy(emu::remote_shared(unsigned(rank)) + at, &x, sizeof x);
+}
+
 inline void store_commit() {}
 template <int N>
 void store_wait_read() {}
