@@ -30,15 +30,24 @@ std::string mebibytes(size_t bytes) {
 Arena::~Arena() {
   wait_ = nullptr;  // the stream is gone, and all that was queued with it
   for (Storage* s : storages_) {
-    device_.release(s->data, s->capacity);
+    to_device(s->data, s->capacity);
     delete s;
   }
   for (Pool* pool : pools_) {
     for (auto& [capacity, blocks] : pool->free_blocks)
-      for (void* block : blocks) device_.release(block, capacity);
+      for (void* block : blocks) to_device(block, capacity);
     delete pool;
   }
   trim();
+}
+
+void* Arena::from_device(size_t capacity) {
+  char* block = static_cast<char*>(device_.allocate(capacity + 2 * guard_));
+  return block ? block + guard_ : nullptr;
+}
+
+void Arena::to_device(void* block, size_t capacity) {
+  device_.release(static_cast<char*>(block) - guard_, capacity + 2 * guard_);
 }
 
 void* Arena::take(std::unordered_map<size_t, std::vector<void*>>& free_blocks, size_t capacity) {
@@ -55,10 +64,10 @@ Storage* Arena::allocate(size_t bytes) {
   if (!block) block = take(free_, capacity);
   if (!block) {
     if (reserved_ + capacity > limit_) trim();
-    if (reserved_ + capacity <= limit_) block = device_.allocate(capacity);
+    if (reserved_ + capacity <= limit_) block = from_device(capacity);
     if (!block) {
       trim();
-      if (reserved_ + capacity <= limit_) block = device_.allocate(capacity);
+      if (reserved_ + capacity <= limit_) block = from_device(capacity);
     }
     if (!block) {
       std::string three;
@@ -130,7 +139,7 @@ void Arena::destroy_pool(Pool* pool) {
 void Arena::trim() {
   if (wait_) wait_();
   for (auto& [capacity, blocks] : free_) {
-    for (void* block : blocks) device_.release(block, capacity);
+    for (void* block : blocks) to_device(block, capacity);
     reserved_ -= capacity * blocks.size();
     blocks.clear();
   }

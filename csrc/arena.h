@@ -21,11 +21,13 @@ struct Storage {
   size_t capacity = 0;  // handed out
   int32_t refs = 0;
   Pool* pool = nullptr;
+  bool guarded = false;  // its guards are set, or will be by what is queued
 };
 
 class Arena {
  public:
-  explicit Arena(Device& device) : device_(device), limit_(device.memory_limit()) {}
+  // guard: bytes that are kept free on each side of a block
+  explicit Arena(Device& device, size_t guard = 0) : device_(device), guard_(guard), limit_(device.memory_limit()) {}
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -58,8 +60,11 @@ class Arena {
 
  private:
   void* take(std::unordered_map<size_t, std::vector<void*>>& free_blocks, size_t capacity);
+  void* from_device(size_t capacity);  // nullptr: out of memory
+  void to_device(void* block, size_t capacity);
   void trim();  // gives all cached free blocks back to the device
   Device& device_;
+  const size_t guard_;
   std::function<void()> wait_;
   size_t limit_, live_ = 0, peak_ = 0, reserved_ = 0, largest_ever_ = 0;
   std::unordered_map<size_t, std::vector<void*>> free_;

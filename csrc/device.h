@@ -8,10 +8,20 @@
 
 namespace tc {
 
+constexpr size_t kGuard = 64;  // bytes on each side of a guarded block
+
+// A tensor's memory between guards, under TRAIN_CORE_CHECK; `fresh`: the launch is the first to use it.
+struct Guarded {
+  char* data;
+  size_t bytes;
+  bool fresh;
+};
+
 // A kernel call whose tensors are settled.
 struct Launch {
   Kernel kernel = nullptr;
   Args args;
+  std::shared_ptr<const std::vector<Guarded>> guarded;  // of its tensors and workspace; null: none is
 };
 
 // A recorded step that its device launches as one. Made, launched and destroyed where the device's stream runs, or after

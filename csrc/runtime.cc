@@ -87,7 +87,7 @@ int32_t Runtime::open_device(const std::string& given, int threads) {
   auto open = std::make_unique<OpenDevice>();
   open->backend = &backend;
   open->device = backend.open(index, threads);
-  open->arena = std::make_unique<Arena>(*open->device);
+  open->arena = std::make_unique<Arena>(*open->device, check_ ? kGuard : 0);
   open->stream = std::make_unique<Stream>(*open->device, check_);
   open->arena->wait_before_trim([stream = open->stream.get()] { stream->wait(); });
   devices_.push_back(std::move(open));
@@ -137,6 +137,10 @@ int32_t Runtime::create(int32_t index, DType dtype, int32_t rank, const int32_t*
   View v = make_view(nullptr, dtype, rank, dims);
   Storage* storage = open.arena->allocate(v.bytes());
   v.data = storage->data;
+  if (check_ && !recording_) {
+    open.stream->push_guard({static_cast<char*>(v.data), v.bytes(), true});
+    storage->guarded = true;
+  }
   const int32_t made = add(storage, v, index);
   if (recording_) {
     recording_->packets.push_back(packet);
@@ -255,6 +259,21 @@ void Runtime::make_outputs(const Packet& packet, Args& args, int32_t device, int
   args.workspace.data = storages[kMaxInputs + kMaxOutputs]->data;
 }
 
+// Under TRAIN_CORE_CHECK: what to look at around the tensors of a launch. A tensor that a recording makes without an op has
+// no guards: nothing would set them again in a replay.
+std::shared_ptr<const std::vector<Guarded>> Runtime::guarded(const Args& args, Storage** storages) const {
+  if (!check_) return nullptr;
+  auto all = std::make_shared<std::vector<Guarded>>();
+  for (int k = 0; k < kMaxInputs + kMaxOutputs + 1; k++) {
+    Storage* s = storages[k];
+    if (!s) continue;
+    const bool fresh = k == kMaxInputs + kMaxOutputs || (k >= kMaxInputs && args.want[k - kMaxInputs] == 0);
+    s->guarded |= fresh;
+    if (s->guarded) all->push_back({static_cast<char*>(s->data), s->bytes, fresh});
+  }
+  return all;
+}
+
 // After an error: what make_outputs() has made is nobody's.
 void Runtime::drop_outputs(const Packet& packet, const int32_t* outputs) {
   for (int k = 0; k < kMaxOutputs; k++)
@@ -284,6 +303,7 @@ void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
     drop_outputs(packet, outputs);
     fail(args, e.code(), e.what());
   }
+  launch.guarded = guarded(args, storages);
   if (recording_) record(packet, outputs, storages);
   if (recording_) recording_->replay.launches.push_back(launch);
   open.stream->push_launch(launch);

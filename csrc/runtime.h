@@ -79,6 +79,7 @@ class Runtime {
   int32_t resolve(const Packet& packet, Args& args, Storage** storages);
   void make_outputs(const Packet& packet, Args& args, int32_t device, int32_t outputs[kMaxOutputs], Storage** storages);
   void drop_outputs(const Packet& packet, const int32_t* outputs);
+  std::shared_ptr<const std::vector<Guarded>> guarded(const Args& args, Storage** storages) const;
   void record(const Packet& packet, const int32_t* outputs, Storage** storages);
   void verify(const Packet& packet, int32_t outputs[kMaxOutputs]);
   void match(const Packet& packet, const char* name);

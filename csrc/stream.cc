@@ -1,5 +1,6 @@
 #include "stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -180,12 +181,42 @@ void Stream::run_replay(Replay& replay) {
   for (const Launch& launch : replay.launches) run_launch(launch);
 }
 
+void Stream::push_guard(const Guarded& block) {
+  Job job;
+  job.task = [this, block] { set_guards(block); };
+  push(std::move(job));
+}
+
+// All ones: a NaN in every float type, so that a kernel that reads beyond its tensor is found by what it writes.
+void Stream::set_guards(const Guarded& block) {
+  static const std::vector<char> ones(kGuard, char(0xff));
+  device_.upload(block.data - kGuard, ones.data(), kGuard);
+  device_.upload(block.data + block.bytes, ones.data(), kGuard);
+}
+
+void Stream::check_guards(const Launch& launch) {
+  if (!launch.guarded) return;
+  for (const Guarded& block : *launch.guarded)
+    for (const bool before : {true, false}) {
+      char guard[kGuard];
+      device_.download(guard, before ? block.data - kGuard : block.data + block.bytes, kGuard);
+      if (std::all_of(guard, guard + kGuard, [](char byte) { return byte == char(0xff); })) continue;
+      fail(launch.args, "ERR_DEVICE",
+           std::string("wrote ") + (before ? "before" : "beyond") + " a tensor or workspace of " +
+               std::to_string(block.bytes) + " bytes; please report it with the shapes");
+    }
+}
+
 void Stream::run_launch(const Launch& launch) {
+  if (check_ && launch.guarded)
+    for (const Guarded& block : *launch.guarded)
+      if (block.fresh) set_guards(block);
   if (times_)
     run_timed(launch);
   else
     launch.kernel(launch.args);
   if (!check_) return;
+  check_guards(launch);
   const OpInfo& info = op_info(launch.args.op);
   for (int k = 0; k < info.output_count; k++) {
     const View& out = launch.args.out[k];

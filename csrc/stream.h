@@ -47,6 +47,7 @@ class Stream {
 
   void push_launch(const Launch& launch);
   void push(Job job);
+  void push_guard(const Guarded& block);  // sets its guards
   std::unique_ptr<Failure> finish();  // waits for all that was queued; returns and clears the failure that sticks
   void wait();                        // as finish(), and leaves the failure where it is
   // While on, the time of each kernel is kept; an asynchronous device is waited for after each. Off costs a branch.
@@ -60,12 +61,14 @@ class Stream {
   void run_launch(const Launch& launch);
   void run_replay(Replay& replay);
   void run_timed(const Launch& launch);
+  void set_guards(const Guarded& block);
+  void check_guards(const Launch& launch);
   Job& slot();
   void publish();
 
   static constexpr size_t kSlots = 2048;
   Device& device_;
-  const bool check_;  // TRAIN_CORE_CHECK: NaN scan after each op, and the caller waits for it
+  const bool check_;  // TRAIN_CORE_CHECK: NaN scan and a look at the guards after each op, and the caller waits for it
   std::vector<Job> ring_;
   std::atomic<uint64_t> head_{0}, tail_{0};  // next to run, next to write
   uint64_t pushed_ = 0;

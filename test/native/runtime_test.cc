@@ -1,6 +1,7 @@
 // The runtime: ids, views, calls that fail half way, recordings, hostile packets, several runtimes at once.
 #include "runtime.h"
 
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -13,7 +14,8 @@ using namespace tc;
 
 // A runtime with the CPU open.
 struct Machine {
-  Runtime runtime{false};
+  explicit Machine(bool check = false) : runtime(check) {}
+  Runtime runtime;
   int32_t device = runtime.open_device("cpu", 2);
 
   OpenDevice& open() { return runtime.device(device); }
@@ -135,8 +137,32 @@ TEST(runtime_takes_memory_back_from_running_kernels_only_when_they_are_done) {
   }
 }
 
-TEST(runtime_records_verifies_and_replays) {
-  Machine m;
+TEST(runtime_looks_around_tensors_when_told_to) {
+  Machine m(true);
+  const int32_t x = m.numbers({37}, 1, 1), y = m.call(Op::add, {x, x});
+  m.call(Op::add, {x, y});
+  for (const int32_t id : {x, y})
+    for (const int64_t at : {-1, -16, 37, 37 + 15}) {
+      float& outside = m.runtime.tensor(id).view.f32()[at];
+      const float before = outside;
+      CHECK(std::isnan(before));
+      outside = 0;
+      const auto call = [&] { m.call(Op::scale, {id}, {0}, {scalar(2)}); };
+      if (at < 0)
+        CHECK_ERROR(call(), "ERR_DEVICE", "[scale] wrote before a tensor");
+      else
+        CHECK_ERROR(call(), "ERR_DEVICE", "[scale] wrote beyond a tensor");
+      outside = before;
+    }
+  m.call(Op::scale, {y}, {0}, {scalar(2)});
+}
+
+void record_verify_and_replay(bool check);
+TEST(runtime_records_verifies_and_replays) { record_verify_and_replay(false); }
+TEST(runtime_replays_and_looks_at_each_op_when_told_to) { record_verify_and_replay(true); }
+
+void record_verify_and_replay(bool check) {
+  Machine m(check);
   Runtime& r = m.runtime;
   const int32_t x = m.numbers({100}, 1, 1);
   const size_t live = m.live();

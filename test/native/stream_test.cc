@@ -189,3 +189,23 @@ TEST(stream_checks_outputs_for_nan_when_told_to) {
   const auto failure = stream.finish();
   CHECK(failure && failure->code == "ERR_DATA" && failure->message == "[add] output 0 [3] f32 is NaN at element 1");
 }
+
+TEST(stream_looks_around_tensors_when_told_to) {
+  FakeDevice device;
+  Stream stream(device, true);
+  std::vector<float> data(64);
+  Launch l = launch([](const Args& x) { x.out[0].f32()[x.scalar[1].i] = 1; });
+  l.args.out[0].data = &data[20];
+  l.args.out[0].rank = 1;
+  l.args.out[0].dim[0] = 5;
+  l.guarded = std::make_shared<std::vector<Guarded>>(1, Guarded{reinterpret_cast<char*>(&data[20]), 20, true});
+  const auto failure_at = [&](int32_t k) {
+    l.args.scalar[1].i = k;
+    stream.push_launch(l);
+    const auto failure = stream.finish();
+    return failure ? failure->message : "none";
+  };
+  for (const int32_t k : {0, 4}) CHECK(failure_at(k) == "none");
+  for (const int32_t k : {-16, -1}) CHECK(failure_at(k).find("[add] wrote before a tensor or workspace of 20") == 0);
+  for (const int32_t k : {5, 20}) CHECK(failure_at(k).find("[add] wrote beyond a tensor or workspace of 20") == 0);
+}
