@@ -132,6 +132,7 @@ napi_value backends(napi_env env, Context&, napi_value*, size_t) {
     for (int op = 0; op < kOpCount; op++)
       if (!backend_has(status.name, Op(op))) missing += std::string(missing.empty() ? "" : " ") + op_info(Op(op)).name;
     set(env, object, "missing", text(env, missing));
+    set(env, object, "precisions", text(env, backend_precisions(status.name)));
     napi_set_element(env, list, at++, object);
   }
   return list;

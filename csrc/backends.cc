@@ -10,6 +10,14 @@ constexpr ShapeRule kShapeRules[] = {
 #define OP(id, ...) shape::id,
 #include "ops.def"
 };
+
+// nullptr where it is not there to be asked.
+const Backend* backend_of(const std::string& name) {
+  return name == "cpu"                                ? &cpu::backend
+         : name == "metal"                            ? &metal::backend
+         : name == "cuda" && cuda::status().available ? &cuda::backend()
+                                                      : nullptr;
+}
 }  // namespace
 
 ShapeRule shape_rule(Op op) { return kShapeRules[int(op)]; }
@@ -43,12 +51,14 @@ std::vector<BackendStatus> backend_statuses() {
   };
 }
 
-bool backend_has(const std::string& backend, Op op) {
-  const Backend* found = backend == "cpu"                                ? &cpu::backend
-                         : backend == "metal"                            ? &metal::backend
-                         : backend == "cuda" && cuda::status().available ? &cuda::backend()
-                                                                         : nullptr;
+bool backend_has(const std::string& name, Op op) {
+  const Backend* found = backend_of(name);
   return found && found->kernels[int(op)] != nullptr;
+}
+
+const char* backend_precisions(const std::string& name) {
+  const Backend* found = backend_of(name);
+  return !found ? "" : found->has_f16 ? "f32 bf16 f16" : "f32 bf16";
 }
 
 }  // namespace tc

@@ -18,6 +18,7 @@ struct BackendStatus {
 };
 std::vector<BackendStatus> backend_statuses();
 bool backend_has(const std::string& backend, Op op);
+const char* backend_precisions(const std::string& backend);  // "f32 bf16"; empty where it is not there
 ShapeRule shape_rule(Op op);
 
 }  // namespace tc

@@ -185,7 +185,7 @@ size_t workspace(const Args& x) { return static_cast<CudaDevice*>(x.device)->wor
 struct Tables {
   Kernel kernels[kOpCount] = {};
   WorkspaceSize workspaces[kOpCount] = {};
-  Backend backend{"cuda", kernels, workspaces,
+  Backend backend{"cuda", kernels, workspaces, false,
                   [](int index, int) -> std::unique_ptr<tc::Device> { return std::make_unique<CudaDevice>(index); }};
   Tables() {
     for (int op = 0; op < kOpCount; op++) {

@@ -55,6 +55,7 @@ struct Backend {
   const char* name;                 // "cpu"
   const Kernel* kernels;            // [kOpCount]; nullptr: this backend lacks the op (ERR_UNSUPPORTED)
   const WorkspaceSize* workspaces;  // [kOpCount]; nullptr: none needed
+  bool has_f16;                     // its kernels take f16 as they take bf16; else only cast and fill do
   std::unique_ptr<Device> (*open)(int index, int threads);  // throws Error ERR_DEVICE with the reason when it can't
 };
 

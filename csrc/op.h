@@ -11,6 +11,7 @@ namespace tc {
 
 enum class DType : int32_t { f32, bf16, f16, i32, u16, u8, count };
 constexpr size_t dtype_size(DType t) { return t == DType::f32 || t == DType::i32 ? 4 : t == DType::u8 ? 1 : 2; }
+constexpr bool is_float(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f16; }
 const char* dtype_name(DType t);
 
 constexpr int kMaxRank = 4, kMaxInputs = 8, kMaxOutputs = 4, kMaxScalars = 12;

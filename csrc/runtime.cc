@@ -63,6 +63,26 @@ std::string difference(const Packet& a, const Packet& b) {
   return "other reserved words";
 }
 
+// What all ops but conversions have in common: one 16-bit type in a call, and one that the backend computes in.
+void check_precision(const Args& x, const Backend& backend) {
+  if (x.op == Op::cast || x.op == Op::fill) return;
+  const View *bf16 = nullptr, *f16 = nullptr;
+  const auto note = [&](const View& v) {
+    if (v.dtype == DType::bf16) bf16 = &v;
+    if (v.dtype == DType::f16) f16 = &v;
+  };
+  for (const View& v : x.in) note(v);
+  for (const View& v : x.out) note(v);
+  if (f16 && !backend.has_f16)
+    fail(x, "ERR_UNSUPPORTED",
+         std::string("the ") + backend.name + " backend computes in f32 and bf16; got " + describe(*f16) +
+             "; help: cast to f32 or bf16");
+  if (f16 && bf16)
+    fail(x, "ERR_DTYPE",
+         "one call takes bf16 or f16, not both; got " + describe(*bf16) + " and " + describe(*f16) +
+             "; help: cast one of them");
+}
+
 }  // namespace
 
 Runtime::~Runtime() {
@@ -297,6 +317,7 @@ void Runtime::call(const Packet& packet, int32_t outputs[kMaxOutputs]) {
   if (!launch.kernel)
     fail(args, "ERR_UNSUPPORTED", std::string("the ") + open.backend->name + " backend has no kernel for it");
   shape_rule(args.op)(args);
+  check_precision(args, *open.backend);
   try {
     make_outputs(packet, args, device, outputs, storages);
   } catch (const Error& e) {

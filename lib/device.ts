@@ -1,5 +1,13 @@
 import { TrainCoreError } from './errors.js'
-import { type BackendReport, type DeviceInfo, type KernelTime, native, type OpRow, takeKernelTimes } from './native.js'
+import {
+  type BackendReport,
+  type DeviceInfo,
+  type KernelTime,
+  native,
+  type OpRow,
+  type Precision,
+  takeKernelTimes,
+} from './native.js'
 
 /** An open device. There is one object per name. */
 export class Device {
@@ -16,6 +24,14 @@ export class Device {
   /** Name, threads, instruction set and memory figures (bytes). */
   info(): DeviceInfo {
     return native().binding.deviceInfo(this.index)
+  }
+
+  /** What its kernels compute in: f32, bf16 and, on some devices, f16. */
+  get precisions(): readonly Precision[] {
+    const base = this.name.split(':')[0]
+    return backends()
+      .find(({ name }) => name === base)!
+      .precisions.split(' ') as Precision[]
   }
 
   /** Starts a new measurement of `info().peak` and `info().largestEver`. */
@@ -67,6 +83,14 @@ export function device(name = 'auto', options: { threads?: number } = {}): Devic
   opened[index] = open
   byName.set(name, open)
   return open
+}
+
+/** @throws TrainCoreError ERR_UNSUPPORTED where the device does not compute in the precision */
+export function checkPrecision({ name, precisions }: Device, precision: Precision): void {
+  if (!precisions.includes(precision))
+    throw new TrainCoreError('ERR_UNSUPPORTED', `${name} computes in ${precisions.join(' and ')}; got ${precision}`, {
+      help: `take one of them${precision === 'f16' ? ', or --device metal on a Mac' : ''}`,
+    })
 }
 
 /** Names of the devices that work here, the fastest first. */

@@ -2,8 +2,10 @@ import { TrainCoreError } from './errors.js'
 import { loadBinding } from './native-loader.js'
 import type { Tensor } from './tensor.js'
 
-/** Element types. Activations are f32 or bf16 (f16 on some devices); ids and positions i32; cached teacher ids u16. */
+/** Element types. Activations are f32, bf16 or f16 (see {@link Precision}); ids and positions i32; cached teacher ids u16. */
 export type DType = 'f32' | 'bf16' | 'f16' | 'i32' | 'u16' | 'u8'
+/** What weights and activations are stored in; sums, statistics, losses and gradients of weights are f32. f16 not on all devices. */
+export type Precision = 'f32' | 'bf16' | 'f16'
 export const DTYPES: readonly DType[] = ['f32', 'bf16', 'f16', 'i32', 'u16', 'u8']
 export const DTYPE_BYTES: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, f16: 2, i32: 4, u16: 2, u8: 1 }
 
@@ -65,6 +67,8 @@ export interface BackendReport {
   readonly reason: string
   /** names of the ops that it lacks, separated by spaces */
   readonly missing: string
+  /** the {@link Precision}s that its kernels compute in, separated by spaces; empty where it is not there */
+  readonly precisions: string
 }
 
 interface Binding {

@@ -3,7 +3,7 @@ import { bf16ToFloat32, f16ToFloat32, float32ToBf16, float32ToF16 } from './dtyp
 import { TrainCoreError } from './errors.js'
 import { callOp, createTensor, createView, DTYPES, type DType, native, type Output } from './native.js'
 
-export type { DType } from './native.js'
+export type { DType, Precision } from './native.js'
 export { NEW, type Output, SKIP } from './native.js'
 
 /** What host code may fill a tensor from. */

@@ -118,7 +118,7 @@ export function untilOf(c: Case, random: Random): Int32Array | null {
   return until
 }
 
-/** The size of the terms that cancel in a gradient: dP - delta is a difference of sums over D; in bf16 the rest weighs more. */
+/** The size of the terms that cancel in a gradient: dP - delta is a difference of sums over D; in 16 bits the rest weighs more. */
 export function termsOf(D: number, precision: Precision, want: Float64Array): number {
   return Math.max(precision === 'f32' ? Math.sqrt(D) : 1, ...want.map(Math.abs))
 }

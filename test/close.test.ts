@@ -1,6 +1,16 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { assertClose, assertSame, type CloseOptions, rounder, roundToBf16, roundToF16, ulp } from './close.js'
+import { f16ToFloat32 } from '../lib/dtype.js'
+import {
+  assertClose,
+  assertSame,
+  type CloseOptions,
+  type Precision,
+  rounder,
+  roundToBf16,
+  roundToF16,
+  ulp,
+} from './close.js'
 import { Random } from './random.js'
 
 const R = 5
@@ -8,7 +18,7 @@ const C = 7
 const want = new Random(1).normal(R * C)
 
 /** A kernel's result as it may be: rounded, and off by one unit in the last place here and there. */
-function good(dtype: 'f32' | 'bf16'): Float64Array {
+function good(dtype: Precision): Float64Array {
   const round = rounder(dtype)
   return want.map((x, k) => round(x) + (k % 3 ? 0 : ulp(x, dtype)))
 }
@@ -16,7 +26,7 @@ function rejects(got: ArrayLike<number>, options: Partial<CloseOptions>, message
   assert.throws(() => assertClose(got, want, { name: 'x', dtype: 'f32', ...options }), message)
 }
 
-for (const dtype of ['f32', 'bf16'] as const) {
+for (const dtype of ['f32', 'bf16', 'f16'] as const) {
   test(`${dtype}: a well rounded result passes`, () => {
     assertClose(good(dtype), want, { name: 'x', dtype })
     assertClose(want.map(rounder(dtype)), want, { name: 'x', dtype, row: C })
@@ -97,8 +107,11 @@ test('bf16 rounding goes to the nearest, ties to even', () => {
   assert.equal(ulp(3, 'f32'), 2 ** -22)
 })
 
-test('f16: ties to even, subnormals, the largest number', () => {
-  const given = [1 + 2 ** -11, 1 + 3 * 2 ** -11, -(2 ** -25), 3 * 2 ** -25, 65519, 65520, -1e9, 0.1]
-  const rounded = [1, 1 + 2 ** -9, -0, 2 ** -23, 65504, Infinity, -Infinity, 0.0999755859375]
+test('f16 rounding goes to the nearest, ties to even, subnormals and infinity included', () => {
+  const given = [1 + 2 ** -11, 1 + 3 * 2 ** -11, -(2 ** -25), 3 * 2 ** -25, 65519, 65520, -1e9, 0.1, -5.3]
+  const rounded = [1, 1 + 2 ** -9, -0, 2 ** -23, 65504, Infinity, -Infinity, 0.0999755859375, -5.30078125]
   assert.deepEqual(given.map(roundToF16), rounded)
+  for (const x of f16ToFloat32(Uint16Array.from({ length: 0x7c01 }, (_, k) => k))) assert.equal(roundToF16(x), x)
+  assert.equal(ulp(1.5, 'f16'), 2 ** -10)
+  assert.equal(ulp(0, 'f16'), 2 ** -24)
 })

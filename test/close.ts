@@ -2,8 +2,9 @@
 //   |got - want| <= 2 · max |low - want| + 2 ulp,   low: the same formula evaluated in the kernel's precision
 import { AssertionError } from 'node:assert'
 import { createHash } from 'node:crypto'
+import type { Precision } from '../lib/tensor.js'
 
-export type Precision = 'f32' | 'bf16'
+export type { Precision }
 
 const single = new Float32Array(1)
 const bits = new Uint32Array(single.buffer)
@@ -16,23 +17,40 @@ export function roundToBf16(x: number): number {
   return single[0]!
 }
 
-/** The nearest f16 (IEEE 754 binary16), ties to even. */
+/** The nearest f16, ties to even; infinite from 65520 on. */
 export function roundToF16(x: number): number {
-  const step = 2 ** (Math.max(Math.floor(Math.log2(Math.abs(x))), -14) - 10)
-  const tie = Math.abs(x / step) % 1 === 0.5
-  const rounded = (tie ? 2 * Math.round(x / step / 2) : Math.round(x / step)) * step
-  return Math.abs(rounded) > 65504 ? Math.sign(x) * Number.POSITIVE_INFINITY : rounded
+  if (!Number.isFinite(x)) return x
+  if (Math.abs(x) < 2 ** -14) {
+    const shift = x < 0 ? -0.5 : 0.5 // beside it the last place of an f32 is that of f16's subnormals
+    return Math.fround(x + shift) - shift || x * 0
+  }
+  single[0] = x
+  bits[0] = ((bits[0]! + 0xfff + ((bits[0]! >>> 13) & 1)) & 0xffffe000) >>> 0
+  return Math.abs(single[0]!) > 65504 ? Math.sign(x) * Number.POSITIVE_INFINITY : single[0]!
+}
+
+const ROUND: Readonly<Record<Precision, (x: number) => number>> = {
+  f32: Math.fround,
+  bf16: roundToBf16,
+  f16: roundToF16,
 }
 
 /** Rounds to the nearest number of a precision: what storing in it does. */
 export function rounder(precision: Precision): (x: number) => number {
-  return precision === 'f32' ? Math.fround : roundToBf16
+  return ROUND[precision]
+}
+
+/** Bits of the mantissa that are stored, and the exponent of the smallest normal number. */
+const FORMAT: Readonly<Record<Precision, { mantissa: number; least: number }>> = {
+  f32: { mantissa: 23, least: -126 },
+  bf16: { mantissa: 7, least: -126 },
+  f16: { mantissa: 10, least: -14 },
 }
 
 /** The distance between neighbouring numbers of a precision at the magnitude of `x`; of the smallest normal number at 0. */
 export function ulp(x: number, precision: Precision): number {
-  const exponent = Math.max(Math.floor(Math.log2(Math.abs(x))), -126)
-  return 2 ** (exponent - (precision === 'f32' ? 23 : 7))
+  const { mantissa, least } = FORMAT[precision]
+  return 2 ** (Math.max(Math.floor(Math.log2(Math.abs(x))), least) - mantissa)
 }
 
 export interface CloseOptions {

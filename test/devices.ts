@@ -2,8 +2,8 @@
 import { spawn } from 'node:child_process'
 import { type TestContext, test } from 'node:test'
 import { backends, type Device, device, setDefaultDevice } from '../lib/device.js'
-import { type DType, Tensor } from '../lib/tensor.js'
-import { digest, type Precision } from './close.js'
+import { type DType, type Precision, Tensor } from '../lib/tensor.js'
+import { digest } from './close.js'
 
 /** TRAIN_CORE_TEST_QUICK=1: only the first shapes of each list (see {@link someOf}). */
 export const quick: boolean = process.env.TRAIN_CORE_TEST_QUICK === '1'
@@ -14,7 +14,7 @@ export function someOf<T>(list: readonly T[], count: number): readonly T[] {
 }
 
 export interface DeviceTestOptions {
-  /** default f32 and bf16 */
+  /** default: all that the device has */
   precisions?: readonly Precision[]
   /** ops that the body needs: a device that lacks one is skipped */
   ops?: readonly string[]
@@ -40,7 +40,7 @@ export function forEachDevice(
     if (!backend.available) skipOnce(`${backend.name}: all tests`, backend.reason)
     else if (missing.length) skipOnce(`${backend.name}: ${name}`, `no kernel for ${missing.join(', ')}`)
     else
-      for (const precision of options.precisions ?? (['f32', 'bf16'] as const))
+      for (const precision of options.precisions ?? (backend.precisions.split(' ') as Precision[]))
         test(`${name} [${backend.name} ${precision}]`, async context => {
           const open = device(backend.name)
           checkTarget(open)
@@ -176,7 +176,7 @@ export function framed(shape: readonly number[], dtype: DType = 'f32', data?: Ar
   const view = whole.view(shape, FRAME)
   const intact = async (): Promise<void> => {
     const now = await whole.read()
-    const sentinel = dtype === 'bf16' ? 0xc640 : -12288
+    const sentinel = dtype === 'bf16' ? 0xc640 : dtype === 'f16' ? 0xf200 : -12288
     for (let k = 0; k < now.length; k++)
       if ((k < FRAME || k >= FRAME + size) && now[k] !== sentinel)
         throw new Error(`element ${k - FRAME} of a tensor of ${size} was overwritten with ${now[k]}`)

@@ -18,7 +18,7 @@ export interface GradcheckOptions {
   /** which inputs to differentiate in; default all */
   wrt?: readonly number[]
   seed?: number
-  /** of |<u, Jv> - <Jᵀu, v>| relative to the typical size of <u, Jv>; default 1e-4 (f32), 3e-2 (bf16), 2e-2 without a reference */
+  /** of |<u, Jv> - <Jᵀu, v>| relative to the typical size of <u, Jv>; default 1e-4 (f32), 3e-2 (bf16, f16), 2e-2 without a reference */
   tolerance?: number
   /** of the central differences, relative to 1; default 1e-5, or 1e-2 without a reference */
   step?: number
@@ -34,14 +34,14 @@ type Fn = (inputs: Tensor[]) => Tensor | readonly Tensor[]
  * comes from above counts).
  *
  * @param fn from tensors to tensors, through the tape; integer inputs are closed over
- * @param inputs f32 or bf16
+ * @param inputs f32, bf16 or f16
  * @throws AssertionError
  */
 export async function gradcheck(fn: Fn, inputs: readonly Tensor[], options: GradcheckOptions): Promise<void> {
   const random = new Random(options.seed ?? 1)
   const values: Float64Array[] = []
   for (const input of inputs) values.push(Float64Array.from(await input.toFloat32()))
-  const low = inputs.some(input => input.dtype === 'bf16')
+  const low = inputs.some(input => input.dtype === 'bf16' || input.dtype === 'f16')
   const tolerance = options.tolerance ?? (low ? 3e-2 : options.reference ? 1e-4 : 2e-2)
   const outputs = listOf(scope(() => fn([...inputs])))
   const u = outputs.map(out => random.normal(out.size))

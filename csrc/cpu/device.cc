@@ -122,7 +122,7 @@ const Workspaces kWorkspaces;
 
 Pool& pool(const Args& x) { return static_cast<CpuDevice*>(x.device)->pool(); }
 
-const Backend backend = {"cpu", kKernels, kWorkspaces.of, [](int, int threads) -> std::unique_ptr<Device> {
+const Backend backend = {"cpu", kKernels, kWorkspaces.of, false, [](int, int threads) -> std::unique_ptr<Device> {
                            return std::make_unique<CpuDevice>(threads);
                          }};
 

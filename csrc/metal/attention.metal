@@ -96,6 +96,7 @@ template <typename T>
 }
 INSTANTIATE("attention_forward_f32", attention_forward, float)
 INSTANTIATE("attention_forward_bf16", attention_forward, bf16)
+INSTANTIATE("attention_forward_f16", attention_forward, half)
 
 // d_q, and D for the other half of the backward.
 template <typename T>
@@ -155,6 +156,7 @@ template <typename T>
 }
 INSTANTIATE("attention_backward_q_f32", attention_backward_q, float)
 INSTANTIATE("attention_backward_q_bf16", attention_backward_q, bf16)
+INSTANTIATE("attention_backward_q_f16", attention_backward_q, half)
 
 // d_k and d_v of a key, from the queries that see it.
 template <typename T>
@@ -219,6 +221,7 @@ template <typename T>
 }
 INSTANTIATE("attention_backward_kv_f32", attention_backward_kv, float)
 INSTANTIATE("attention_backward_kv_bf16", attention_backward_kv, bf16)
+INSTANTIATE("attention_backward_kv_f16", attention_backward_kv, half)
 
 // kv[b, past + t] = k and v of qkv[b, t]
 template <typename T>
@@ -246,3 +249,4 @@ template <typename T>
 }
 INSTANTIATE("kv_append_f32", kv_append, float)
 INSTANTIATE("kv_append_bf16", kv_append, bf16)
+INSTANTIATE("kv_append_f16", kv_append, half)

@@ -152,7 +152,7 @@ const Tables tables;
 
 MetalDevice& device_of(const Args& x) { return *static_cast<MetalDevice*>(x.device); }
 
-const Backend backend = {"metal", tables.kernels, tables.workspaces, [](int, int) -> std::unique_ptr<Device> {
+const Backend backend = {"metal", tables.kernels, tables.workspaces, true, [](int, int) -> std::unique_ptr<Device> {
                            char reason[kErrorText] = "";
                            std::unique_ptr<Runtime> runtime(open_runtime(reason));
                            if (!runtime) throw Error("ERR_DEVICE", std::string("metal: ") + reason);

@@ -18,10 +18,8 @@ void for_elements(Launch& l, const Args& x, int64_t n) {
 
 // The value's bits, and what the kernel is to make of them.
 FillParams fill_params(const Args& x, const View& out, float value) {
-  FillParams p{count_of(x, out.size()), 0, 0};
+  FillParams p{count_of(x, out.size()), 0, float_type(out)};
   std::memcpy(&p.bits, &value, sizeof p.bits);
-  if (out.dtype == DType::bf16) p.kind = 1;
-  if (out.dtype == DType::f16) p.kind = 2;
   if (out.dtype == DType::i32) p.bits = uint32_t(int32_t(value));
   if (out.dtype == DType::u16 || out.dtype == DType::u8) p.bits = uint32_t(value);
   return p;

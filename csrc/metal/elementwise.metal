@@ -18,6 +18,7 @@ template <typename T>
 }
 INSTANTIATE("gelu_forward_f32", gelu_forward, float)
 INSTANTIATE("gelu_forward_bf16", gelu_forward, bf16)
+INSTANTIATE("gelu_forward_f16", gelu_forward, half)
 
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void gelu_backward(
@@ -31,6 +32,7 @@ template <typename T>
 }
 INSTANTIATE("gelu_backward_f32", gelu_backward, float)
 INSTANTIATE("gelu_backward_bf16", gelu_backward, bf16)
+INSTANTIATE("gelu_backward_f16", gelu_backward, half)
 
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void add(
@@ -44,6 +46,7 @@ template <typename T>
 }
 INSTANTIATE("add_f32", add, float)
 INSTANTIATE("add_bf16", add, bf16)
+INSTANTIATE("add_f16", add, half)
 
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void scale(
@@ -58,6 +61,7 @@ template <typename T>
 }
 INSTANTIATE("scale_f32", scale, float)
 INSTANTIATE("scale_bf16", scale, bf16)
+INSTANTIATE("scale_f16", scale, half)
 
 // ---- conversions, by their bits: the same as on the other devices, denormals and NaN included
 
@@ -147,7 +151,7 @@ template <typename T>
     constant FillParams& p [[buffer(1)]],
     uint group [[threadgroup_position_in_grid]],
     uint tid [[thread_index_in_threadgroup]]) {
-  const uint bits = p.kind == 1 ? to_bf16(p.bits) : p.kind == 2 ? to_f16(p.bits) : p.bits;
+  const uint bits = p.type == kBf16 ? to_bf16(p.bits) : p.type == kF16 ? to_f16(p.bits) : p.bits;
   FOR_ELEMENTS(i, p.n) out[i] = T(bits);
 }
 INSTANTIATE("fill_1", fill, uchar)

@@ -57,6 +57,7 @@ template <typename T>
 }
 INSTANTIATE("embedding_forward_f32", embedding_forward, float)
 INSTANTIATE("embedding_forward_bf16", embedding_forward, bf16)
+INSTANTIATE("embedding_forward_f16", embedding_forward, half)
 
 [[kernel, max_total_threads_per_threadgroup(256)]] void embedding_links(
     device const int* ids [[buffer(0)]],  // [rows], where has_ids
@@ -95,3 +96,4 @@ template <typename T>
 }
 INSTANTIATE("embedding_backward_f32", embedding_backward, float)
 INSTANTIATE("embedding_backward_bf16", embedding_backward, bf16)
+INSTANTIATE("embedding_backward_f16", embedding_backward, half)

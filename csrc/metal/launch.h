@@ -10,8 +10,14 @@
 namespace tc::metal {
 
 inline uint32_t blocks(int64_t n, int64_t block) { return uint32_t((n + block - 1) / block); }
-// _f32 or _bf16, what the kernels' names end in
-inline const char* type_suffix(const View& v) { return v.dtype == DType::bf16 ? "_bf16" : "_f32"; }
+// _f32, _bf16 or _f16, what the kernels' names end in
+inline const char* type_suffix(const View& v) {
+  return v.dtype == DType::bf16 ? "_bf16" : v.dtype == DType::f16 ? "_f16" : "_f32";
+}
+// The same for kernels that learn it from their parameters.
+inline uint32_t float_type(const View& v) {
+  return v.dtype == DType::bf16 ? kBf16 : v.dtype == DType::f16 ? kF16 : kF32;
+}
 
 class Launch {
  public:

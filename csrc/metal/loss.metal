@@ -298,6 +298,9 @@ INSTANTIATE("loss_f32_f32", loss, float, float)
 INSTANTIATE("loss_f32_bf16", loss, float, bf16)
 INSTANTIATE("loss_bf16_f32", loss, bf16, float)
 INSTANTIATE("loss_bf16_bf16", loss, bf16, bf16)
+INSTANTIATE("loss_f32_f16", loss, float, half)
+INSTANTIATE("loss_f16_f32", loss, half, float)
+INSTANTIATE("loss_f16_f16", loss, half, half)
 
 // The first row that counts whose target (kind 1) or teacher id (kind 2) is outside the vocabulary. One threadgroup.
 [[kernel, max_total_threads_per_threadgroup(256)]] void check_targets(
@@ -356,6 +359,7 @@ template <typename T>
 }
 INSTANTIATE("clear_ignored_f32", clear_ignored, float)
 INSTANTIATE("clear_ignored_bf16", clear_ignored, bf16)
+INSTANTIATE("clear_ignored_f16", clear_ignored, half)
 
 // part = 1 - cos(s, t);  d_s = seed w (cos s/|s|^2 - t/(|s||t|));  a row of zeros has cosine 0 and no gradient.
 // DistilBERT, Sanh et al. 2019 (1910.01108), section 3.
@@ -400,3 +404,6 @@ INSTANTIATE("cosine_loss_f32_f32", cosine_loss, float, float)
 INSTANTIATE("cosine_loss_f32_bf16", cosine_loss, float, bf16)
 INSTANTIATE("cosine_loss_bf16_f32", cosine_loss, bf16, float)
 INSTANTIATE("cosine_loss_bf16_bf16", cosine_loss, bf16, bf16)
+INSTANTIATE("cosine_loss_f32_f16", cosine_loss, float, half)
+INSTANTIATE("cosine_loss_f16_f32", cosine_loss, half, float)
+INSTANTIATE("cosine_loss_f16_f16", cosine_loss, half, half)

@@ -16,7 +16,6 @@ int64_t rows_of(const View& v) {
   return n;
 }
 int64_t block_rows(int64_t R) { return std::max<int64_t>(64, (R + 63) / 64); }
-bool is_bf16(const View& v) { return v.dtype == DType::bf16; }
 // The bytes of `rows` rows, `stride` elements apart, the last one `columns` long.
 size_t extent(const View& v, int64_t rows, int64_t columns, int64_t stride) {
   return rows && columns ? size_t((rows - 1) * stride + columns) * dtype_size(v.dtype) : 0;
@@ -27,20 +26,13 @@ size_t extent(const View& v, int64_t rows, int64_t columns, int64_t stride) {
 void multiply(const Args& x, const Product& g) {
   const bool plain = device_of(x).plain();
   const uint32_t tile = plain ? kPlainTile : kTile;
-  const MatmulParams p{count_of(x, g.M),
-                       count_of(x, g.N),
-                       count_of(x, g.K),
-                       count_of(x, g.a_stride),
-                       count_of(x, g.b_stride),
-                       uint32_t(g.epilogue),
-                       g.bias.data != nullptr,
-                       g.residual.data != nullptr,
-                       g.pre_out.data != nullptr,
-                       g.accumulate,
-                       is_bf16(g.out),
-                       is_bf16(g.bias),
-                       is_bf16(g.residual),
-                       is_bf16(g.pre_out.data ? g.pre_out : g.pre)};
+  const MatmulParams p{count_of(x, g.M),          count_of(x, g.N),
+                       count_of(x, g.K),          count_of(x, g.a_stride),
+                       count_of(x, g.b_stride),   uint32_t(g.epilogue),
+                       g.bias.data != nullptr,    g.residual.data != nullptr,
+                       g.pre_out.data != nullptr, g.accumulate,
+                       float_type(g.out),         float_type(g.bias),
+                       float_type(g.residual),    float_type(g.pre_out.data ? g.pre_out : g.pre)};
   const auto bytes = [&](const View& v, int64_t n) { return v.data ? size_t(n) * dtype_size(v.dtype) : 0; };
   const int64_t size = g.M * g.N;
   Launch launch(x, kFile, std::string(plain ? "matmul_plain" : "matmul") + type_suffix(g.a) + type_suffix(g.b));

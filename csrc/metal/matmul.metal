@@ -7,12 +7,16 @@
 constant bool trans_a [[function_constant(0)]];
 constant bool trans_b [[function_constant(1)]];
 
-inline float load_any(device const uchar* p, ulong i, bool is_bf16) {
-  return is_bf16 ? to_float(((device const bf16*)p)[i]) : ((device const float*)p)[i];
+inline float load_any(device const uchar* p, ulong i, uint type) {
+  if (type == kBf16) return to_float(((device const bf16*)p)[i]);
+  if (type == kF16) return to_float(((device const half*)p)[i]);
+  return ((device const float*)p)[i];
 }
-inline void store_any(device uchar* p, ulong i, bool is_bf16, float v) {
-  if (is_bf16)
+inline void store_any(device uchar* p, ulong i, uint type, float v) {
+  if (type == kBf16)
     ((device bf16*)p)[i] = from_float<bf16>(v);
+  else if (type == kF16)
+    ((device half*)p)[i] = from_float<half>(v);
   else
     ((device float*)p)[i] = v;
 }
@@ -21,13 +25,13 @@ inline void store_any(device uchar* p, ulong i, bool is_bf16, float v) {
 inline void finish(float v, uint row, uint column, device const uchar* bias, device const uchar* residual,
                    device const uchar* pre, device uchar* out, device uchar* pre_out, constant MatmulParams& p) {
   const ulong at = ulong(row) * p.N + column;
-  if (p.has_bias) v += load_any(bias, column, p.bias_bf16);
-  if (p.has_pre_out) store_any(pre_out, at, p.pre_bf16, v);
+  if (p.has_bias) v += load_any(bias, column, p.bias_type);
+  if (p.has_pre_out) store_any(pre_out, at, p.pre_type, v);
   if (p.epilogue == 1) v = gelu(v);
-  if (p.epilogue == 2) v *= gelu_slope(load_any(pre, at, p.pre_bf16));
-  if (p.has_residual) v += load_any(residual, at, p.residual_bf16);
-  if (p.accumulate) v += load_any(out, at, p.out_bf16);
-  store_any(out, at, p.out_bf16, v);
+  if (p.epilogue == 2) v *= gelu_slope(load_any(pre, at, p.pre_type));
+  if (p.has_residual) v += load_any(residual, at, p.residual_type);
+  if (p.accumulate) v += load_any(out, at, p.out_type);
+  store_any(out, at, p.out_type, v);
 }
 
 constant constexpr uint BM = 64, BN = 64, BK = 16, STRIDE_A = BK + 4, STRIDE_B = BN + 4;
@@ -98,6 +102,9 @@ INSTANTIATE("matmul_f32_f32", matmul, float, float)
 INSTANTIATE("matmul_f32_bf16", matmul, float, bf16)
 INSTANTIATE("matmul_bf16_f32", matmul, bf16, float)
 INSTANTIATE("matmul_bf16_bf16", matmul, bf16, bf16)
+INSTANTIATE("matmul_f32_f16", matmul, float, half)
+INSTANTIATE("matmul_f16_f32", matmul, half, float)
+INSTANTIATE("matmul_f16_f16", matmul, half, half)
 
 constant constexpr uint SIDE = 16;  // of matmul_plain's tiles: a thread an element
 
@@ -135,6 +142,9 @@ INSTANTIATE("matmul_plain_f32_f32", matmul_plain, float, float)
 INSTANTIATE("matmul_plain_f32_bf16", matmul_plain, float, bf16)
 INSTANTIATE("matmul_plain_bf16_f32", matmul_plain, bf16, float)
 INSTANTIATE("matmul_plain_bf16_bf16", matmul_plain, bf16, bf16)
+INSTANTIATE("matmul_plain_f32_f16", matmul_plain, float, half)
+INSTANTIATE("matmul_plain_f16_f32", matmul_plain, half, float)
+INSTANTIATE("matmul_plain_f16_f16", matmul_plain, half, half)
 
 // Sums over a block of rows, for 32 columns: a lane a column, the rows dealt out to eight simdgroups.
 template <typename T>
@@ -158,3 +168,4 @@ template <typename T>
 }
 INSTANTIATE("column_sum_f32", column_sum, float)
 INSTANTIATE("column_sum_bf16", column_sum, bf16)
+INSTANTIATE("column_sum_f16", column_sum, half)

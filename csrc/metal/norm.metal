@@ -54,6 +54,7 @@ template <typename T>
 }
 INSTANTIATE("layernorm_forward_f32", layernorm_forward, float)
 INSTANTIATE("layernorm_forward_bf16", layernorm_forward, bf16)
+INSTANTIATE("layernorm_forward_f16", layernorm_forward, half)
 
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void layernorm_backward(
@@ -87,6 +88,7 @@ template <typename T>
 }
 INSTANTIATE("layernorm_backward_f32", layernorm_backward, float)
 INSTANTIATE("layernorm_backward_bf16", layernorm_backward, bf16)
+INSTANTIATE("layernorm_backward_f16", layernorm_backward, half)
 
 // Sums over a block of rows, for 32 columns: of d_out h and of d_out.
 template <typename T>
@@ -125,3 +127,4 @@ template <typename T>
 }
 INSTANTIATE("layernorm_backward_sums_f32", layernorm_backward_sums, float)
 INSTANTIATE("layernorm_backward_sums_bf16", layernorm_backward_sums, bf16)
+INSTANTIATE("layernorm_backward_sums_f16", layernorm_backward_sums, half)

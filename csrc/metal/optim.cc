@@ -67,7 +67,7 @@ void adamw(const Args& x) {
                       x.f(4),
                       x.has(2),
                       x.out[3].data != nullptr};
-  Launch(x, kFile, "adamw")
+  Launch(x, kFile, std::string("adamw") + type_suffix(x.out[3]))
       .in(grads)
       .in(x.in[1])
       .in(x.in[2])

@@ -111,6 +111,7 @@ inline float one_minus_power(float log_high, float log_low, float t) {
   return -(e + (e + 1.0f) * rest);
 }
 
+template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void adamw(
     device const float* grads [[buffer(0)]],     // [n]
     device const float* schedule [[buffer(1)]],  // [2]: learning rate, step
@@ -118,7 +119,7 @@ inline float one_minus_power(float log_high, float log_low, float t) {
     device float* params [[buffer(3)]],          // [n]
     device float* m [[buffer(4)]],               // [n]
     device float* v [[buffer(5)]],               // [n]
-    device bf16* copy [[buffer(6)]],             // [n], where has_copy
+    device T* copy [[buffer(6)]],                // [n], where has_copy
     device int* fault [[buffer(7)]],             // [kFaultWords]
     constant AdamWParams& p [[buffer(8)]],
     uint group [[threadgroup_position_in_grid]],
@@ -148,6 +149,9 @@ inline float one_minus_power(float log_high, float log_low, float t) {
     m[i] = m_new;
     v[i] = v_new;
     params[i] = updated;
-    if (p.has_copy) copy[i] = from_float<bf16>(updated);
+    if (p.has_copy) copy[i] = from_float<T>(updated);
   }
 }
+INSTANTIATE("adamw_f32", adamw, float)  // without a copy
+INSTANTIATE("adamw_bf16", adamw, bf16)
+INSTANTIATE("adamw_f16", adamw, half)

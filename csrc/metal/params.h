@@ -13,6 +13,9 @@ typedef uint32_t uint;
 // nothing.
 constant constexpr uint kFaultWords = 3;
 
+// Element types, where a kernel learns them from its parameters.
+constant constexpr uint kF32 = 0, kBf16 = 1, kF16 = 2;
+
 // ---- elementwise
 struct CountParams {
   uint n;
@@ -25,7 +28,7 @@ struct ScaleParams {
 struct FillParams {
   uint n;
   uint bits;
-  uint kind;  // what becomes of the bits: 0 themselves, 1 from f32 to bf16, 2 from f32 to f16
+  uint type;  // what becomes of the bits: kF32 themselves, kBf16 and kF16 those of the f32 rounded
 };
 struct WeightedSumParams {
   uint rows, columns;
@@ -42,7 +45,7 @@ struct MatmulParams {
   uint a_stride, b_stride;  // elements from one row to the next, as stored
   uint epilogue;            // 0 none, 1 GELU, 2 times GELU'(pre)
   uint has_bias, has_residual, has_pre_out, accumulate;
-  uint out_bf16, bias_bf16, residual_bf16, pre_bf16;
+  uint out_type, bias_type, residual_type, pre_type;  // kF32, kBf16 or kF16
 };
 struct ColumnSumParams {
   uint rows, columns;

@@ -18,6 +18,7 @@ inline bool is_finite(float x) { return (as_type<uint>(x) & 0x7f800000) != 0x7f8
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return as_type<float>(uint(x) << 16); }
+inline float to_float(half x) { return float(x); }
 // Round to nearest even; NaN stays NaN.
 inline bf16 to_bf16(uint bits) {
   return is_nan(bits) ? bf16((bits >> 16) | 0x40) : bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
@@ -31,6 +32,10 @@ inline float from_float<float>(float x) {
 template <>
 inline bf16 from_float<bf16>(float x) {
   return to_bf16(as_type<uint>(x));
+}
+template <>
+inline half from_float<half>(float x) {
+  return half(x);
 }
 
 // In place of minus infinity: finite, so that no result depends on how a compiler treats infinities.

@@ -18,6 +18,7 @@ template <typename T>
 }
 INSTANTIATE("random_uniform_f32", random_uniform, float)
 INSTANTIATE("random_uniform_bf16", random_uniform, bf16)
+INSTANTIATE("random_uniform_f16", random_uniform, half)
 
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void random_normal(
@@ -36,6 +37,7 @@ template <typename T>
 }
 INSTANTIATE("random_normal_f32", random_normal, float)
 INSTANTIATE("random_normal_bf16", random_normal, bf16)
+INSTANTIATE("random_normal_f16", random_normal, half)
 
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void dropout(
@@ -54,3 +56,4 @@ template <typename T>
 }
 INSTANTIATE("dropout_f32", dropout, float)
 INSTANTIATE("dropout_bf16", dropout, bf16)
+INSTANTIATE("dropout_f16", dropout, half)

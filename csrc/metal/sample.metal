@@ -85,6 +85,7 @@ template <typename T>
 }
 INSTANTIATE("argmax_f32", argmax, float)
 INSTANTIATE("argmax_bf16", argmax, bf16)
+INSTANTIATE("argmax_f16", argmax, half)
 
 // Tokens of a higher rank, and those of the rank up to the index.
 struct Cut {
@@ -229,6 +230,7 @@ template <typename T>
 }
 INSTANTIATE("sample_f32", sample, float)
 INSTANTIATE("sample_bf16", sample, bf16)
+INSTANTIATE("sample_f16", sample, half)
 
 // The k most probable tokens of softmax(z / temperature) in descending order, and the mass of the others.
 [[kernel, max_total_threads_per_threadgroup(256)]] void top_k(

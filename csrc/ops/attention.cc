@@ -14,7 +14,7 @@ struct Sizes {
 Sizes check(Args& x, int q_at, int kv_at, int until_at, int past_at, int rng_at) {
   const View &q = x.in[q_at], &kv = x.in[kv_at];
   const int64_t H = x.i(0);
-  x.require_dtype(q.dtype == DType::f32 || q.dtype == DType::bf16, "q must be f32 or bf16", q);
+  x.require_dtype(is_float(q.dtype), "q must be f32, bf16 or f16", q);
   x.require_shape(q.rank == 3, "q must be [B,Tq,3C], or [B,Tq,C] with kv", q);
   Sizes s{q.dim[0], q.dim[1], q.dim[1], q.last() / 3};
   if (x.has(kv_at)) {
@@ -73,7 +73,7 @@ void attention_backward(Args& x) {
 
 void kv_append(Args& x) {
   const View &qkv = x.in[0], &kv = x.out[0];
-  x.require_dtype(qkv.dtype == DType::f32 || qkv.dtype == DType::bf16, "qkv must be f32 or bf16", qkv);
+  x.require_dtype(is_float(qkv.dtype), "qkv must be f32, bf16 or f16", qkv);
   x.require_shape(qkv.rank == 3 && qkv.last() % 3 == 0, "qkv must be [B,Tq,3C]", qkv);
   x.require_shape(x.in[1].size() == 1 && x.in[1].dtype == DType::i32, "past must be [1] i32", x.in[1]);
   x.require_shape(kv.rank == 3 && kv.dim[0] == qkv.dim[0] && kv.last() == qkv.last() / 3 * 2,

@@ -3,7 +3,6 @@
 namespace tc::shape {
 
 namespace {
-bool is_float(DType t) { return t == DType::f32 || t == DType::bf16; }
 void same(Args& x, const View& a, const View& b, const char* what) {
   x.require_shape(a.size() == b.size() && a.last() == b.last(), what, b);
   x.require_dtype(a.dtype == b.dtype, what, b);
@@ -11,30 +10,29 @@ void same(Args& x, const View& a, const View& b, const char* what) {
 }  // namespace
 
 void gelu_forward(Args& x) {
-  x.require_dtype(is_float(x.in[0].dtype), "x must be f32 or bf16", x.in[0]);
+  x.require_dtype(is_float(x.in[0].dtype), "x must be f32, bf16 or f16", x.in[0]);
   x.output_like(0, x.in[0]);
 }
 void gelu_backward(Args& x) {
-  x.require_dtype(is_float(x.in[0].dtype), "d_out must be f32 or bf16", x.in[0]);
+  x.require_dtype(is_float(x.in[0].dtype), "d_out must be f32, bf16 or f16", x.in[0]);
   same(x, x.in[0], x.in[1], "x must have d_out's shape and dtype");
   x.output_like(0, x.in[1]);
 }
 void add(Args& x) {
-  x.require_dtype(is_float(x.in[0].dtype), "a must be f32 or bf16", x.in[0]);
+  x.require_dtype(is_float(x.in[0].dtype), "a must be f32, bf16 or f16", x.in[0]);
   same(x, x.in[0], x.in[1], "b must have a's shape and dtype");
   x.output_like(0, x.in[0]);
 }
 void scale(Args& x) {
-  x.require_dtype(is_float(x.in[0].dtype), "x must be f32 or bf16", x.in[0]);
+  x.require_dtype(is_float(x.in[0].dtype), "x must be f32, bf16 or f16", x.in[0]);
   if (x.has(1)) x.require_shape(x.in[1].size() == 1 && x.in[1].dtype == DType::f32, "factor must be [1] f32", x.in[1]);
   x.output_like(0, x.in[0]);
 }
 void cast(Args& x) {
-  const auto is_any_float = [](DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f16; };
   const int32_t to = x.i(0);
   x.require(to >= 0 && to < int32_t(DType::count), "dtype must be one of the table's; got " + std::to_string(to));
   const DType from = x.in[0].dtype;
-  const bool able = from == DType(to) || (is_any_float(from) && is_any_float(DType(to))) ||
+  const bool able = from == DType(to) || (is_float(from) && is_float(DType(to))) ||
                     (from == DType::i32 && DType(to) == DType::f32) || (from == DType::u16 && DType(to) == DType::i32);
   x.require_dtype(able, (std::string("no conversion to ") + dtype_name(DType(to))).c_str(), x.in[0]);
   x.output_like(0, x.in[0], DType(to));

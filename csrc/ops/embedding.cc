@@ -15,7 +15,7 @@ void check_tokens(Args& x, const View& tokens, const View& positions) {
 void embedding_forward(Args& x) {
   const View &tokens = x.in[0], &wte = x.in[1], &wpe = x.in[2];
   check_tokens(x, tokens, x.in[3]);
-  x.require_dtype(wte.dtype == DType::f32 || wte.dtype == DType::bf16, "wte must be f32 or bf16", wte);
+  x.require_dtype(is_float(wte.dtype), "wte must be f32, bf16 or f16", wte);
   x.require_shape(wte.rank == 2, "wte must be [Vp,C]", wte);
   x.require(x.i(0) >= 1 && x.i(0) <= wte.dim[0],
             "vocab must be from 1 to wte's " + std::to_string(wte.dim[0]) + " rows; got " + std::to_string(x.i(0)));
@@ -30,7 +30,7 @@ void embedding_forward(Args& x) {
 void embedding_backward(Args& x) {
   const View &d_out = x.in[0], &tokens = x.in[1];
   check_tokens(x, tokens, x.in[2]);
-  x.require_dtype(d_out.dtype == DType::f32 || d_out.dtype == DType::bf16, "d_out must be f32 or bf16", d_out);
+  x.require_dtype(is_float(d_out.dtype), "d_out must be f32, bf16 or f16", d_out);
   x.require_shape(d_out.rows() == tokens.size(), "d_out must be [B,T,C] with tokens' B and T", d_out);
   x.require(x.i(0) >= 1, "vocab must be 1 or more; got " + std::to_string(x.i(0)));
   x.require(!x.wants(1) || x.existing(1),

@@ -9,8 +9,6 @@ namespace {
 // Scalars of all four ops: vocab, temperature, beta, w_ce, w_kl, w_rkl, w_jsd, top_k.
 enum { kVocab, kTemperature, kBeta, kCe, kKl, kRkl, kJsd, kTopK };
 
-bool is_float(const View& v) { return v.dtype == DType::f32 || v.dtype == DType::bf16; }
-
 // rows: the student's rows; columns: how many its vocabulary is stored in.
 void check_scalars(Args& x, int64_t columns) {
   x.require(x.i(kVocab) >= 1 && x.i(kVocab) <= columns,
@@ -51,22 +49,22 @@ void check_seed(Args& x, int k) {
 
 void check_logits(Args& x) {
   const View &logits = x.in[0], &teacher = x.in[3];
-  x.require_dtype(is_float(logits), "logits must be f32 or bf16", logits);
+  x.require_dtype(is_float(logits.dtype), "logits must be f32, bf16 or f16", logits);
   x.require_shape(logits.rank >= 1, "logits must be [R,Vp]", logits);
   check_scalars(x, logits.last());
   check_rows(x, 1, logits.rows());
   if (!wants_teacher(x)) return;
   if (x.i(kTopK)) return check_top_k(x, 3, 4, 5, logits.rows());
   x.require(x.has(3), "teacher must be given where w_kl, w_rkl or w_jsd is not 0; got none");
-  x.require_dtype(is_float(teacher), "teacher must be f32 or bf16", teacher);
+  x.require_dtype(is_float(teacher.dtype), "teacher must be f32, bf16 or f16", teacher);
   x.require_shape(teacher.rows() == logits.rows() && teacher.last() >= x.i(kVocab),
                   "teacher must be [R,Vt] with logits' rows and Vt >= vocab", teacher);
 }
 
 void check_head(Args& x) {
   const View &hidden = x.in[0], &head = x.in[1];
-  x.require_dtype(is_float(hidden) && head.dtype == hidden.dtype, "hidden and head must both be f32 or both bf16; head",
-                  head);
+  x.require_dtype(is_float(hidden.dtype) && head.dtype == hidden.dtype,
+                  "hidden and head must both be f32, both bf16 or both f16; head", head);
   x.require_shape(hidden.rank >= 1 && head.rank == 2 && head.last() == hidden.last(),
                   "head must be [Vp,C] with hidden's C", head);
   check_scalars(x, head.dim[0]);
@@ -76,8 +74,8 @@ void check_head(Args& x) {
   const View &t = x.in[4], &t_head = x.in[5];
   x.require(x.has(4) && x.has(5),
             "teacher_hidden and teacher_head must be given where w_kl, w_rkl or w_jsd is not 0; got none");
-  x.require_dtype(is_float(t) && t_head.dtype == t.dtype,
-                  "teacher_hidden and teacher_head must both be f32 or both bf16; teacher_head", t_head);
+  x.require_dtype(is_float(t.dtype) && t_head.dtype == t.dtype,
+                  "teacher_hidden and teacher_head must both be f32, both bf16 or both f16; teacher_head", t_head);
   x.require_shape(t.rows() == hidden.rows(), "teacher_hidden must have hidden's rows", t);
   x.require_shape(t_head.rank == 2 && t_head.last() == t.last() && t_head.dim[0] >= x.i(kVocab),
                   "teacher_head must be [Vp,Ct] with teacher_hidden's Ct and Vp >= vocab", t_head);
@@ -109,8 +107,8 @@ void head_loss_backward(Args& x) {
 
 void head_top_k(Args& x) {
   const View &hidden = x.in[0], &head = x.in[1];
-  x.require_dtype(is_float(hidden) && head.dtype == hidden.dtype, "hidden and head must both be f32 or both bf16; head",
-                  head);
+  x.require_dtype(is_float(hidden.dtype) && head.dtype == hidden.dtype,
+                  "hidden and head must both be f32, both bf16 or both f16; head", head);
   x.require_shape(hidden.rank >= 1 && head.rank == 2 && head.last() == hidden.last(),
                   "head must be [Vp,C] with hidden's C", head);
   const int64_t V = x.i(0), K = x.i(2);
@@ -126,7 +124,7 @@ void head_top_k(Args& x) {
 namespace {
 void check_cosine(Args& x) {
   const View &a = x.in[0], &b = x.in[1];
-  x.require_dtype(is_float(a) && is_float(b), "student and teacher must be f32 or bf16; teacher", b);
+  x.require_dtype(is_float(a.dtype) && is_float(b.dtype), "student and teacher must be f32, bf16 or f16; teacher", b);
   x.require_shape(a.rank >= 1 && a.rows() == b.rows() && a.last() == b.last(), "teacher must have student's shape", b);
   if (x.has(2))
     x.require_shape(x.in[2].size() == a.rows() && x.in[2].dtype == DType::f32, "weights must be [R] f32", x.in[2]);

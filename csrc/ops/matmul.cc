@@ -5,8 +5,6 @@ namespace tc::shape {
 
 namespace {
 
-bool is_float(const View& v) { return v.dtype == DType::f32 || v.dtype == DType::bf16; }
-
 int64_t rows(const View& v) {  // all dims but the last; right for [rows, 0] too
   int64_t n = 1;
   for (int d = 0; d < v.rank - 1; d++) n *= v.dim[d];
@@ -26,7 +24,7 @@ Product product_of(const Args& x) {
 void require_matrix_like(const Args& x, int k, const Product& p, const char* wanted) {
   if (!x.has(k)) return;
   x.require_shape(x.in[k].last() == p.N && x.in[k].size() == p.M * p.N, wanted, x.in[k]);
-  x.require_dtype(is_float(x.in[k]), "f32 or bf16", x.in[k]);
+  x.require_dtype(is_float(x.in[k].dtype), "f32, bf16 or f16", x.in[k]);
 }
 
 }  // namespace
@@ -35,14 +33,14 @@ void matmul(Args& x) {
   const View& a = x.in[0];
   x.require_shape(a.rank >= 1, "a [..., K], or [..., M] when trans_a", a);
   x.require_shape(x.in[1].rank >= 1, "b [K,N], or [N,K] when trans_b", x.in[1]);
-  x.require_dtype(is_float(a), "a f32 or bf16", a);
-  x.require_dtype(is_float(x.in[1]), "b f32 or bf16", x.in[1]);
+  x.require_dtype(is_float(a.dtype), "a f32, bf16 or f16", a);
+  x.require_dtype(is_float(x.in[1].dtype), "b f32, bf16 or f16", x.in[1]);
   const Product p = product_of(x);
   x.require(p.K == p.K_of_b, "equal inner dimensions of a and b; a gives " + std::to_string(p.K) + " and b gives " +
                                  std::to_string(p.K_of_b));
   if (x.has(2)) {
     x.require_shape(x.in[2].size() == p.N && x.in[2].last() == p.N, "bias [N]", x.in[2]);
-    x.require_dtype(is_float(x.in[2]), "bias f32 or bf16", x.in[2]);
+    x.require_dtype(is_float(x.in[2].dtype), "bias f32, bf16 or f16", x.in[2]);
   }
   require_matrix_like(x, 3, p, "residual [M,N]");
   require_matrix_like(x, 4, p, "pre [M,N]");
@@ -51,7 +49,8 @@ void matmul(Args& x) {
   x.require((epilogue == 2) == x.has(4), "pre exactly when epilogue is 2 (times GELU'(pre))");
   x.require(epilogue != 2 || !x.wants(1), "no pre_out when epilogue is 2");
   x.require(!x.i(4) || x.existing(0), "an existing out when accumulate is set");
-  x.require(out_dtype >= -1 && out_dtype <= 1, "out_dtype -1, 0 (f32) or 1 (bf16); got " + std::to_string(out_dtype));
+  x.require(out_dtype == -1 || is_float(DType(out_dtype)),
+            "out_dtype -1, 0 (f32), 1 (bf16) or 2 (f16); got " + std::to_string(out_dtype));
   const DType type = out_dtype < 0 ? a.dtype : DType(out_dtype);
   View like;  // out: the leading dims of a, then N
   like.rank = x.i(0) || a.rank < 2 ? 2 : a.rank;
@@ -67,7 +66,7 @@ void matmul(Args& x) {
 
 void column_sum(Args& x) {
   x.require_shape(x.in[0].rank >= 1, "x [..., N]", x.in[0]);
-  x.require_dtype(is_float(x.in[0]), "x f32 or bf16", x.in[0]);
+  x.require_dtype(is_float(x.in[0].dtype), "x f32, bf16 or f16", x.in[0]);
   x.output(0, DType::f32, {x.in[0].last()});
 }
 

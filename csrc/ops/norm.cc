@@ -4,7 +4,7 @@ namespace tc::shape {
 
 namespace {
 void check_input(Args& x, const View& v, const char* what) {
-  x.require_dtype(v.dtype == DType::f32 || v.dtype == DType::bf16, what, v);
+  x.require_dtype(is_float(v.dtype), what, v);
   x.require_shape(v.rank >= 1 && v.last() >= 1, what, v);
 }
 void check_vector(Args& x, const View& v, const View& like, const char* what) {
@@ -19,7 +19,7 @@ void check_same(Args& x, const View& v, const View& like, const char* what) {
 
 void layernorm_forward(Args& x) {
   const View& in = x.in[0];
-  check_input(x, in, "x must be [.., C], f32 or bf16");
+  check_input(x, in, "x must be [.., C], f32, bf16 or f16");
   check_vector(x, x.in[1], in, "weight must be [C] of x's dtype");
   check_vector(x, x.in[2], in, "bias must be [C] of x's dtype");
   if (x.has(3)) check_same(x, x.in[3], in, "residual must have x's shape and dtype");
@@ -33,7 +33,7 @@ void layernorm_forward(Args& x) {
 
 void layernorm_backward(Args& x) {
   const View &d_out = x.in[0], &in = x.in[1];
-  check_input(x, in, "x must be [.., C], f32 or bf16");
+  check_input(x, in, "x must be [.., C], f32, bf16 or f16");
   check_same(x, d_out, in, "d_out must have x's shape and dtype");
   check_vector(x, x.in[2], in, "weight must be [C] of x's dtype");
   for (int k : {3, 4})

@@ -14,7 +14,10 @@ void adamw(Args& x) {
                   x.in[1]);
   if (x.has(2)) x.require_shape(x.in[2].size() == 1 && x.in[2].dtype == DType::f32, "norm must be [1] f32", x.in[2]);
   for (int k = 0; k < 3; k++) x.output(k, DType::f32, {grads.size()});
-  x.output(3, DType::bf16, {grads.size()});
+  if (x.existing(3))
+    x.require_dtype(x.out[3].dtype == DType::bf16 || x.out[3].dtype == DType::f16, "copy must be bf16 or f16",
+                    x.out[3]);
+  x.output(3, x.out[3].dtype, {grads.size()});
   const auto fraction = [&](int k, const char* name) {
     x.require(x.f(k) >= 0 && x.f(k) < 1, std::string(name) + " must be in [0, 1); got " + std::to_string(x.f(k)));
   };

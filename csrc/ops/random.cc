@@ -12,14 +12,14 @@ void check_rng(Args& x, const View& rng) {
 
 void random_uniform(Args& x) {
   check_rng(x, x.in[0]);
-  x.require_dtype(x.out[0].dtype == DType::f32 || x.out[0].dtype == DType::bf16, "out must be f32 or bf16", x.out[0]);
+  x.require_dtype(is_float(x.out[0].dtype), "out must be f32, bf16 or f16", x.out[0]);
   x.require(std::isfinite(x.f(0)) && std::isfinite(x.f(1)) && x.f(0) <= x.f(1),
             "low and high must be finite, low <= high");
   x.output_like(0, x.out[0]);
 }
 void random_normal(Args& x) {
   check_rng(x, x.in[0]);
-  x.require_dtype(x.out[0].dtype == DType::f32 || x.out[0].dtype == DType::bf16, "out must be f32 or bf16", x.out[0]);
+  x.require_dtype(is_float(x.out[0].dtype), "out must be f32, bf16 or f16", x.out[0]);
   x.require(std::isfinite(x.f(0)) && std::isfinite(x.f(1)) && x.f(1) >= 0,
             "mean must be finite and std 0 or more, finite");
   x.output_like(0, x.out[0]);
@@ -27,7 +27,7 @@ void random_normal(Args& x) {
 void dropout(Args& x) {
   const View& in = x.in[0];
   check_rng(x, x.in[1]);
-  x.require_dtype(in.dtype == DType::f32 || in.dtype == DType::bf16, "x must be f32 or bf16", in);
+  x.require_dtype(is_float(in.dtype), "x must be f32, bf16 or f16", in);
   if (x.has(2))
     x.require_shape(x.in[2].size() == in.size() && x.in[2].dtype == in.dtype, "residual must have x's shape and dtype",
                     x.in[2]);

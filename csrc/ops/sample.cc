@@ -7,7 +7,7 @@ namespace tc::shape {
 namespace {
 void check_logits(Args& x) {
   const View& logits = x.in[0];
-  x.require_dtype(logits.dtype == DType::f32 || logits.dtype == DType::bf16, "logits must be f32 or bf16", logits);
+  x.require_dtype(is_float(logits.dtype), "logits must be f32, bf16 or f16", logits);
   x.require_shape(logits.rank >= 1, "logits must be [R,Vp]", logits);
   x.require(x.i(0) >= 1 && x.i(0) <= logits.last(),
             "vocab must be from 1 to the " + std::to_string(logits.last()) + " columns; got " + std::to_string(x.i(0)));

@@ -197,6 +197,7 @@ function elementwiseCases(): Case[] {
     make('scale', [x, exactly([1], [1.5])], { scalars: [by], want: ([v]) => [v!.map(at => at * 1.5 * by)] }),
     make('cast', [x], { variant: 'to f32', scalars: [0], want: ([v]) => [v!] }),
     make('cast', [x], { variant: 'to bf16', scalars: [1], want: ([v]) => [v!] }),
+    make('cast', [x], { variant: 'to f16', scalars: [2], want: ([v]) => [v!] }),
     make('fill', [x], { scalars: [by], want: ([v]) => [v!.map(() => by)] }),
     make('weighted_sum', [single([R, P]), single([R])], {
       outputs: [single([P])],

@@ -1,10 +1,9 @@
 import { backends, type Device, device as openDevice, opTable } from '../device.js'
-import { type DType, run, Tensor } from '../tensor.js'
+import { bf16ToFloat32, f16ToFloat32, float32ToBf16, float32ToF16 } from '../dtype.js'
+import { type DType, type Precision, run, Tensor } from '../tensor.js'
 import { type Case, type Input, NEW, SKIP } from './case.js'
 import { allCases } from './cases.js'
 import type { Values } from './formulas.js'
-
-export type Precision = 'f32' | 'bf16'
 
 /** What a case came to. */
 export interface CaseResult {
@@ -30,16 +29,24 @@ export interface SelfTest {
 
 /**
  * Largest error of an output, relative to its largest element, by its dtype: some units in the last place, and sums of a few hundred
- * terms. An f32 output of a bf16 case (a sum, a gradient of weights) may go through intermediates stored in bf16.
+ * terms. An f32 output of a 16-bit case (a sum, a gradient of weights) may go through intermediates stored in 16 bits.
  */
-const TOLERANCE: Readonly<Record<Precision, number>> = { f32: 5e-5, bf16: 2 ** -6 }
-const F32_OF_BF16 = 2 ** -9
+const TOLERANCE: Readonly<Record<Precision, number>> = { f32: 5e-5, bf16: 2 ** -6, f16: 2 ** -9 }
+const F32_TOLERANCE: Readonly<Record<Precision, number>> = { ...TOLERANCE, bf16: 2 ** -9, f16: 2 ** -12 }
+
+/** What storing in a precision does to values. */
+const ROUNDED: Readonly<Record<Precision, (x: Float32Array) => Float32Array>> = {
+  f32: x => x,
+  bf16: x => bf16ToFloat32(float32ToBf16(x)),
+  f16: x => f16ToFloat32(float32ToF16(x)),
+}
 
 /** Ops without activations among their tensors: they have one precision. */
 const F32_ONLY = new Set(['weighted_sum', 'global_norm', 'adamw', 'random_uniform', 'random_normal'])
 
 /**
- * Runs every op on a device, in f32 and bf16, and compares with float64 formulas, and on another device than the CPU with the CPU too.
+ * Runs every op on a device, in all its precisions, and compares with float64 formulas, and on another device than the CPU with the CPU
+ * too (in f32 of the same values, where the CPU lacks the precision).
  *
  * @param onCase hears of each result as it comes
  * @throws TrainCoreError ERR_DEVICE where the device can't be opened
@@ -63,7 +70,7 @@ export async function selfTest(
   )
   const { cases = allCases() } = options
   const jobs = cases.flatMap(each =>
-    (F32_ONLY.has(each.op) ? (['f32'] as const) : (['f32', 'bf16'] as const)).map(precision => ({ each, precision })),
+    (F32_ONLY.has(each.op) ? (['f32'] as const) : device.precisions).map(precision => ({ each, precision })),
   )
   const results: CaseResult[] = []
   for (const { each, precision } of jobs) {
@@ -132,15 +139,17 @@ async function call(
   device: Device,
 ): Promise<{ inputs: Values[]; before: Values[]; outputs: (Output | null)[] }> {
   const made: Tensor[] = []
-  const tensor = (input: Input): Tensor => {
-    const dtype = input.type === 'real' ? precision : input.type
-    const data =
-      dtype === 'i32'
-        ? Int32Array.from(input.data)
-        : dtype === 'u16'
-          ? Uint16Array.from(input.data)
-          : Float32Array.from(input.data)
-    made.push(Tensor.from(data, input.shape, { dtype, device }))
+  const real = device.precisions.includes(precision) ? precision : 'f32'
+  const tensor = ({ type, shape, data }: Input): Tensor => {
+    const values =
+      type === 'i32'
+        ? Int32Array.from(data)
+        : type === 'u16'
+          ? Uint16Array.from(data)
+          : type === 'real'
+            ? ROUNDED[precision](Float32Array.from(data))
+            : Float32Array.from(data)
+    made.push(Tensor.from(values, shape, { dtype: type === 'real' ? real : type, device }))
     return made.at(-1)!
   }
   const place = (inputs: Case['inputs']): (Tensor | null)[] => inputs.map(input => input && tensor(input))
@@ -160,8 +169,8 @@ async function call(
 }
 
 function toleranceOf(dtype: DType, precision: Precision): number {
-  if (dtype === 'f32') return precision === 'bf16' ? F32_OF_BF16 : TOLERANCE.f32
-  return dtype === 'bf16' ? TOLERANCE.bf16 : 0
+  if (dtype === 'f32') return F32_TOLERANCE[precision]
+  return dtype === 'bf16' || dtype === 'f16' ? TOLERANCE[dtype] : 0
 }
 
 /** The largest error of all outputs, and what is wrong where it is too large. */

@@ -6,7 +6,7 @@ import { linear, matmul, mlp } from '../ops/matmul.js'
 import { layernorm } from '../ops/norm.js'
 import { dropout } from '../ops/random.js'
 import { isRecording, noGrad } from '../tape.js'
-import { type DType, scope, Tensor } from '../tensor.js'
+import { type Precision, scope, Tensor } from '../tensor.js'
 import { type GPT2Config, paddedVocab } from './config.js'
 import type { GenerateOptions } from './generate.js'
 import { EMBEDDING, gpt2Parameters } from './names.js'
@@ -16,8 +16,8 @@ import { ParameterSet } from './parameters.js'
 export interface ModelOptions {
   /** an open device or its name; default: the current one */
   device?: Device | string
-  /** f32, or bf16 (f32 master weights and sums) */
-  precision?: DType
+  /** f32, bf16 or f16 (with f32 master weights and sums); default f32 */
+  precision?: Precision
 }
 
 /** Optional inputs of a forward pass. */
@@ -45,7 +45,7 @@ export interface KVCache {
 export class GPT2 {
   readonly config: GPT2Config
   readonly device: Device
-  readonly precision: DType
+  readonly precision: Precision
   readonly parameters: ParameterSet
 
   constructor(config: GPT2Config, options: ModelOptions = {}) {

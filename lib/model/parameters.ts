@@ -1,6 +1,6 @@
-import type { Device } from '../device.js'
+import { checkPrecision, type Device } from '../device.js'
 import { TrainCoreError } from '../errors.js'
-import { type DType, keep, run, Tensor } from '../tensor.js'
+import { dtypeNumber, keep, type Precision, run, Tensor } from '../tensor.js'
 
 /** One parameter of a model: its name on disk, its shape, and whether weight decay applies to it. */
 export interface ParameterSpec {
@@ -17,16 +17,16 @@ interface Slot {
   readonly storedShape: readonly number[]
 }
 
-/** Every parameter starts at a multiple of 32 elements: 64 bytes in bf16. */
+/** Every parameter starts at a multiple of 32 elements: 64 bytes in bf16 and f16. */
 const ALIGN = 32
 
 /**
  * A model's parameters in one flat buffer, those with weight decay first, so that gradient accumulation, the global norm and AdamW are
- * one launch each. `master` is f32; `compute` is what kernels read: the same buffer in f32, a copy in bf16.
+ * one launch each. `master` is f32; `compute` is what kernels read: the same buffer in f32, a rounded copy in bf16 and f16.
  */
 export class ParameterSet {
   readonly device: Device
-  readonly precision: DType
+  readonly precision: Precision
   readonly specs: readonly ParameterSpec[]
   /** elements in the flat buffers, padding included; the first `decayCount` take weight decay */
   readonly size: number
@@ -38,9 +38,8 @@ export class ParameterSet {
   private readonly slots = new Map<string, Slot>()
   private readonly tensors = new Map<string, Tensor>()
 
-  constructor(specs: readonly ParameterSpec[], device: Device, precision: DType) {
-    if (precision !== 'f32' && precision !== 'bf16')
-      throw new TrainCoreError('ERR_DTYPE', `parameters are computed with in f32 or bf16; got ${precision}`)
+  constructor(specs: readonly ParameterSpec[], device: Device, precision: Precision) {
+    checkPrecision(device, precision)
     this.device = device
     this.precision = precision
     this.specs = specs
@@ -112,7 +111,7 @@ export class ParameterSet {
 
   /** Rounds the master weights to the compute precision. */
   syncCompute(): void {
-    if (this.compute !== this.master) run('cast', [this.master], [this.compute], [1])
+    if (this.compute !== this.master) run('cast', [this.master], [this.compute], [dtypeNumber(this.precision)])
   }
 
   /** The f32 master values of one parameter, in its real shape. */

@@ -1,7 +1,7 @@
 import { differentiable } from '../tape.js'
 import { type DType, dtypeNumber, NEW, run, type Tensor } from '../tensor.js'
 
-/** GELU in its tanh form, 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715x³))); any shape, f32 or bf16; differentiable. */
+/** GELU in its tanh form, 0.5x(1 + tanh(sqrt(2/pi)(x + 0.044715x³))); any shape, f32, bf16 or f16; differentiable. */
 export function gelu(x: Tensor): Tensor {
   const out = run('gelu_forward', [x], [NEW])[0]!
   return differentiable('gelu', out, [x], dOut => [run('gelu_backward', [dOut, x], [NEW])[0]!])

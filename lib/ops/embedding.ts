@@ -16,7 +16,7 @@ export interface EmbeddingOptions {
  * wte[token] + wpe[position]; differentiable in both tables.
  *
  * @param tokens i32 [B,T]
- * @param wte [Vp,C], f32 or bf16: Vp >= vocab, the rows from vocab on are padding
+ * @param wte [Vp,C], f32, bf16 or f16: Vp >= vocab, the rows from vocab on are padding
  * @param wpe [P,C] of wte's dtype, or null: no positions
  * @returns [B,T,C] of wte's dtype
  * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT; the next read rejects with ERR_DATA, naming row and id, when a token is

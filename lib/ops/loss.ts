@@ -71,7 +71,7 @@ function combinedSeed(dLoss: Tensor, seed: Tensor | null | undefined): Tensor {
 /**
  * The loss family on given logits; differentiable in the student's.
  *
- * @param logits [R,Vp] (or [B,T,Vp]), f32 or bf16
+ * @param logits [R,Vp] (or [B,T,Vp]), f32, bf16 or f16
  * @param options.teacher logits [R,Vt] of the teacher, or its cached form
  * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT; at the next read ERR_DATA for a target outside the vocabulary
  */
@@ -138,7 +138,7 @@ export interface HeadLossOptions extends LossOptions {
  * neither student nor teacher. Differentiable in hidden and head; its backward computes the logits once more. For training use
  * {@link headLossBackward}, which gives the loss and the gradients in one pass.
  *
- * @param hidden [R,C] (or [B,T,C]), f32 or bf16
+ * @param hidden [R,C] (or [B,T,C]), f32, bf16 or f16
  * @param head [Vp,C], same dtype
  */
 export function headLoss(hidden: Tensor, head: Tensor, options: HeadLossOptions): Loss {
@@ -183,7 +183,7 @@ export function headLossBackward(
 /**
  * The K most probable tokens of each row, in descending order, and the mass of all others: a teacher to be cached. No autograd.
  *
- * @param hidden [R,C] (or [B,T,C]), f32 or bf16
+ * @param hidden [R,C] (or [B,T,C]), f32, bf16 or f16
  * @param head [Vp,C], same dtype
  * @param options.temperature of the log-probs; must be that of the loss; default 1
  * @returns ids u16 (i32 where vocab is above 65,536) [R,K]; logProbs f32 [R,K]; tail f32 [R], exactly 0 where K = vocab
@@ -210,7 +210,7 @@ export interface CosineOptions {
 /**
  * 1 - cos(student, teacher) per row; differentiable in student.
  *
- * @param student [R,C] and `teacher` [R,C], f32 or bf16
+ * @param student [R,C] and `teacher` [R,C], f32, bf16 or f16
  * @returns loss f32 [1] = seed · sum of weight · part; part f32 [R]
  */
 export function cosineLoss(

@@ -21,8 +21,8 @@ export interface MatmulOptions {
 /**
  * The matrix product op(a)[M,K] · op(b)[K,N], summed in f32; differentiable in both.
  *
- * @param a [..., K], or [..., M] with `transA`; f32 or bf16
- * @param b [..., N] with K rows, or [..., K] with `transB`; f32 or bf16
+ * @param a [..., K], or [..., M] with `transA`; f32, bf16 or f16
+ * @param b [..., N] with K rows, or [..., K] with `transB`; f32, bf16 or f16
  * @returns the leading dims of `a` and N; [M, N] with `transA`
  * @throws TrainCoreError ERR_SHAPE, ERR_ARGUMENT (inner dimensions differ), ERR_DTYPE
  */

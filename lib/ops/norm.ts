@@ -11,7 +11,7 @@ export interface LayernormOptions {
  * Layer normalisation over the last dimension: (x - mean) / sqrt(variance + epsilon) · weight + bias, the variance biased, in f32;
  * differentiable in all three. Source: Ba, Kiros, Hinton 2016, arXiv 1607.06450.
  *
- * @param x [..., C], f32 or bf16
+ * @param x [..., C], f32, bf16 or f16
  * @param weight [C] of x's dtype
  * @param bias [C] of x's dtype
  * @returns x's shape and dtype
@@ -31,7 +31,7 @@ export function layernorm(x: Tensor, weight: Tensor, bias: Tensor, options: Laye
  * x + residual and its {@link layernorm} in one launch: what stands between two halves of a GPT-2 block. Differentiable in all four;
  * what `sum` gets from elsewhere is added inside the backward kernel.
  *
- * @param x [..., C], f32 or bf16
+ * @param x [..., C], f32, bf16 or f16
  * @param residual x's shape and dtype
  * @param weight [C] of x's dtype
  * @param bias [C] of x's dtype

@@ -18,7 +18,7 @@ export interface AdamWState {
   schedule: Tensor
   /** f32 [1] global norm, for clipping; where it is not finite nothing is written */
   norm?: Tensor | null
-  /** bf16 copy of the new weights */
+  /** bf16 or f16 copy of the new weights */
   copy?: Tensor | null
 }
 

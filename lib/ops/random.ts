@@ -50,7 +50,7 @@ export interface DropoutOptions {
  * residual + x · mask / (1 - probability), the mask drawn anew for each (rng, stream); differentiable in x and residual. Nothing is
  * kept for backward: it draws the same mask again. Source: Srivastava et al. 2014.
  *
- * @param x f32 or bf16
+ * @param x f32, bf16 or f16
  * @returns x's shape and dtype
  * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT (probability)
  */
@@ -67,7 +67,7 @@ export function dropout(x: Tensor, options: DropoutOptions): Tensor {
 /**
  * Overwrites `out` with independent numbers, evenly distributed over [low, high) before they are rounded; 24 random bits each.
  *
- * @param out f32 or bf16
+ * @param out f32, bf16 or f16
  * @param rng i32 [4] of {@link createRng}
  * @returns out
  * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT (low > high, or not finite)
@@ -83,7 +83,7 @@ export function randomUniform(
 /**
  * Overwrites `out` with independent normally distributed numbers (Box and Muller 1958).
  *
- * @param out f32 or bf16
+ * @param out f32, bf16 or f16
  * @param rng i32 [4] of {@link createRng}
  * @returns out
  * @throws TrainCoreError ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT (std below 0, or not finite)

@@ -3,7 +3,7 @@ import { NEW, run, type Tensor } from '../tensor.js'
 /**
  * The index of the largest logit of each row; of equal ones the lowest. NaN never wins over a number.
  *
- * @param logits [..., Vp], f32 or bf16
+ * @param logits [..., Vp], f32, bf16 or f16
  * @param vocab V: only the first `vocab` columns count; default all
  * @returns i32 [R]
  * @throws TrainCoreError ERR_DTYPE, ERR_ARGUMENT (vocab)
@@ -31,7 +31,7 @@ export interface SampleOptions {
  * order of Hugging Face's generate(); one random number a row picks from the cumulative sum in the order of ids. Of equally
  * probable tokens the cuts keep the lower id.
  *
- * @param logits [..., Vp], f32 or bf16
+ * @param logits [..., Vp], f32, bf16 or f16
  * @param rng i32 [4] of createRng(); its step must be another one for each call
  * @returns i32 [R]
  * @throws TrainCoreError ERR_DTYPE, ERR_ARGUMENT (an option out of range); the next read rejects with ERR_DATA when a row's logits hold

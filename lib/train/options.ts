@@ -1,9 +1,7 @@
 import { TrainCoreError } from '../errors.js'
+import type { Precision } from '../tensor.js'
 import { checkCachedWeights, DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
 import { checkSchedule, type ScheduleName } from './schedule.js'
-
-/** What a model is computed in; weights, moments and sums are f32 in any case. */
-export type Precision = 'f32' | 'bf16' | 'f16'
 
 /** Options of a training run: one name for each, in the library, in a configuration file and on the command line (`--batch-size`). */
 export interface TrainOptions {

@@ -1,12 +1,13 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { BatchSource, openDataset, type TokenDataset, Tokenizer } from '../data/index.js'
-import { type Device, device as openDevice } from '../device.js'
+import { checkPrecision, type Device, device as openDevice } from '../device.js'
 import { TrainCoreError } from '../errors.js'
 import { type GPT2Config, PRESET_NAMES, parseModel } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { resolveWeights } from '../model/hub.js'
 import { loadGPT2, readConfig } from '../model/weights.js'
+import type { Precision } from '../tensor.js'
 import { fillTeacherCache } from './cached-teacher.js'
 import { findResumable } from './checkpoint.js'
 import type { ModelSummary, RunPlan, TrainHooks, TrainResult } from './hooks.js'
@@ -15,7 +16,6 @@ import { cachedDistillObjective, distillObjective, pretrainObjective } from './o
 import {
   checkSeqLen,
   type DistillOptions,
-  type Precision,
   type PretrainOptions,
   type Resolved,
   type ResolvedDistill,
@@ -45,9 +45,16 @@ interface Setup {
   evalData: TokenDataset | null
 }
 
-/** bf16 where the CPU multiplies it natively (AVX512-BF16, AMX) or the device is a GPU, else f32. */
+/**
+ * `auto`: bf16 where the CPU multiplies it natively (AVX512-BF16, AMX) or the device is a GPU, else f32.
+ *
+ * @throws TrainCoreError ERR_UNSUPPORTED where the device does not compute in it
+ */
 export function resolvePrecision(device: Device, precision: 'auto' | Precision): Precision {
-  if (precision !== 'auto') return precision
+  if (precision !== 'auto') {
+    checkPrecision(device, precision)
+    return precision
+  }
   if (device.name !== 'cpu') return 'bf16'
   return ['avx512bf16', 'amx'].includes(device.info().isa) ? 'bf16' : 'f32'
 }

@@ -1,10 +1,11 @@
 // Each check must pass what the kernels compute and refuse zeros: the smallest case of each op, then the same with its results wiped out.
 import assert from 'node:assert/strict'
-import { type BenchCase, type CallSpec, input } from '../../bench/case.js'
+import { type BenchCase, type CallSpec, input, PRECISIONS, type Precision } from '../../bench/case.js'
 import { readyOp } from '../../bench/case-run.js'
 import { benchCases } from '../../bench/cases.js'
 import { CHECKS, type Ran, REMEMBERED, slice } from '../../bench/checks.js'
 import { callBytes, LiveCase } from '../../bench/live.js'
+import type { Device } from '../../lib/device.js'
 import { run, type Tensor } from '../../lib/tensor.js'
 import { forEachDevice } from '../devices.js'
 
@@ -62,7 +63,7 @@ function wipe(tensor: Tensor | null): void {
   if (tensor) tensor.write(tensor.dtype === 'i32' ? new Int32Array(tensor.size) : new Float32Array(tensor.size))
 }
 
-forEachDevice('every check takes the right result and refuses zeros', async (device, precision) => {
+async function takesAndRefuses(device: Device, precision: Precision): Promise<void> {
   const cases = benchCases([precision])
   for (const op of Object.keys(CHECKS)) {
     const spec = smallest(op, cases)
@@ -75,4 +76,9 @@ forEachDevice('every check takes the right result and refuses zeros', async (dev
     await assert.rejects(CHECKS[op](ran), /wrong/, `${op} passed zeros`)
     for (const tensor of [...ran.inputs, ...ran.results]) tensor?.free()
   }
-})
+}
+
+for (const precision of PRECISIONS)
+  forEachDevice('every check takes the right result and refuses zeros', device => takesAndRefuses(device, precision), {
+    precisions: [precision],
+  })

@@ -6,7 +6,7 @@ import { type SelfTest, selfTest } from '../../lib/doctor/self-test.js'
 import { emulatorReason } from '../metal-emu/emulated.js'
 import { trainCore } from './command-line.js'
 
-test('every op of the table is tested, in both precisions, and the CPU computes all of them right', async () => {
+test('every op of the table is tested, in all precisions of the CPU, and the CPU computes all of them right', async () => {
   const ended = await trainCore(['doctor', '--device', 'cpu', '--json', '--quiet'])
   assert.equal(ended.code, 0, ended.stdout)
   assert.equal(ended.stderr, '')
@@ -79,4 +79,6 @@ test('metal, emulated: right where it has kernels, and the rest is named', { ski
   const found = JSON.parse(stdout) as SelfTest
   assert.deepEqual([code, found.failed], [0, 0], stdout)
   assert.ok(found.results.some(({ status, cpuDifference }) => status === 'ok' && cpuDifference !== null))
+  const halves = found.results.filter(({ precision, cpuDifference }) => precision === 'f16' && cpuDifference !== null)
+  assert.equal(halves.length, found.results.filter(({ precision }) => precision === 'bf16').length)
 })

@@ -157,7 +157,10 @@ const json = (ended: Ended): Record<string, unknown> => {
 }
 
 test('ops: a row for each op, and JSON as promised', async () => {
-  const { ops } = json(await trainCore(['ops', '--json'])) as { ops: Record<string, string>[] }
+  const { ops, precisions } = json(await trainCore(['ops', '--json'])) as {
+    ops: Record<string, string>[]
+    precisions: Record<string, string[]>
+  }
   assert.ok(ops.length > 20)
   for (const op of ops) {
     assert.deepEqual(Object.keys(op), ['name', 'cpu', 'cuda', 'metal'])
@@ -165,7 +168,15 @@ test('ops: a row for each op, and JSON as promised', async () => {
     assert.equal(op.cpu, 'yes', op.name)
   }
   const { stdout } = await trainCore(['ops'])
-  assert.equal(stdout.trim().split('\n').length, ops.length + 1)
+  assert.equal(stdout.trim().split('\n').length, ops.length + 2)
+  assert.deepEqual(
+    [precisions.cpu, precisions.metal],
+    [
+      ['f32', 'bf16'],
+      ['f32', 'bf16', 'f16'],
+    ],
+  )
+  assert.match(stdout, /^precisions +f32 bf16 .*f32 bf16 f16$/m)
   assert.match(stdout, /^matmul +yes +/m)
 })
 

@@ -30,7 +30,7 @@ MODELS = {
     "teacher": (4, 4, 32, 257, 24),
     "wide_teacher": (3, 2, 48, 257, 40),
 }
-LOWER = {"f32": torch.float32, "bf16": torch.bfloat16}
+LOWER = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 TINY = (2, 2, 16, 61, 256)
 
 

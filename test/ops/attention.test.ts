@@ -15,7 +15,7 @@ import {
   rows,
   type Triple,
 } from '../attention-case.js'
-import { assertClose, assertSame } from '../close.js'
+import { assertClose, assertSame, ulp } from '../close.js'
 import { forEachDevice, someOf, tensor, valuesOf } from '../devices.js'
 import { gradcheck, Random } from '../gradcheck.js'
 import { attentionForward, visibleKeys } from '../reference/attention.js'
@@ -177,7 +177,11 @@ forEachDevice(
     }
     if (precision === 'f32') assertAlike(tree.gradient, total, 'gradient', precision)
     else
-      assertClose(tree.gradient, total, { name: 'gradient', dtype: precision, low: total.map(v => v * (1 + 2 ** -7)) })
+      assertClose(tree.gradient, total, {
+        name: 'gradient',
+        dtype: precision,
+        low: total.map(v => v * (1 + ulp(1, precision))),
+      })
   },
   { ops: BOTH },
 )

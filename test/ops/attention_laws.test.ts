@@ -243,7 +243,7 @@ onEachDevice(
     refuse('ERR_ARGUMENT', /takes options with heads/, () => attention(qkv, kv, undefined as never))
     refuse('ERR_SHAPE', /q must be \[B,Tq,3C\]/, () => attention(Tensor.zeros([1, 4, 40]), { heads: 1 }))
     refuse('ERR_SHAPE', /q must be/, () => attention(Tensor.zeros([4, 48]), { heads: 1 }))
-    refuse('ERR_DTYPE', /f32 or bf16; got \[1, 4, 48\] i32/, () =>
+    refuse('ERR_DTYPE', /f32, bf16 or f16; got \[1, 4, 48\] i32/, () =>
       attention(Tensor.zeros([1, 4, 48], { dtype: 'i32' }), { heads: 1 }),
     )
     refuse('ERR_SHAPE', /kv must be .* with q's B; got \[2, 6, 32\]/, () =>

@@ -292,7 +292,7 @@ onEachDevice('misuse is refused, and says what was wanted', () => {
     assert.throws(body, { name: 'TrainCoreError', code, message })
   refuse('ERR_SHAPE', /\[add\] b must have a's shape and dtype; got \[3, 2\] f32/, () => add(x, Tensor.zeros([3, 2])))
   refuse('ERR_DTYPE', /\[add\] b must have a's shape and dtype; got \[2, 3\] bf16/, () => add(x, low))
-  refuse('ERR_DTYPE', /\[gelu_forward\] x must be f32 or bf16; got \[4\] i32/, () => gelu(ids))
+  refuse('ERR_DTYPE', /\[gelu_forward\] x must be f32, bf16 or f16; got \[4\] i32/, () => gelu(ids))
   refuse('ERR_DTYPE', /\[gelu_backward\] x must have/, () => run('gelu_backward', [x, low], [NEW]))
   refuse('ERR_SHAPE', /\[scale\] factor must be \[1\] f32; got \[4\] i32/, () => scale(x, 1, ids))
   refuse('ERR_DTYPE', /\[cast\] no conversion to i32; got \[2, 3\] f32/, () => cast(x, 'i32'))

@@ -219,8 +219,8 @@ forEachDevice(
       for (const t of [hidden, head]) t.grad = null
       const fused = headLoss(hidden, head, { ...rows.options, teacher: full })
       backward(fused.loss)
-      // In bf16, a gradient of the logits is rounded on the way; the order of sums differs in both.
-      const off = precision === 'f32' ? 1e-6 : 2 ** -9
+      // In 16 bits, a gradient of the logits is rounded on the way; the order of sums differs in both.
+      const off = { f32: 1e-6, bf16: 2 ** -9, f16: 2 ** -12 }[precision]
       const options = (want: Float64Array, name: string) => ({
         name: `${nameOf(c)} ${name}`,
         dtype: 'f32' as const,
@@ -462,7 +462,7 @@ onEachDevice(
     refuse('ERR_SHAPE', /\[head_loss_forward\] head must be \[Vp,C\] with hidden's C; got \[5, 4\]/, () =>
       headLoss(x, Tensor.zeros([5, 4]), { targets, ce: 1 }),
     )
-    refuse('ERR_DTYPE', /hidden and head must both be f32 or both bf16; head.*got \[5, 3\] bf16/, () =>
+    refuse('ERR_DTYPE', /hidden and head must both be f32, both bf16 or both f16; head.*got \[5, 3\] bf16/, () =>
       headLoss(x, Tensor.zeros([5, 3], { dtype: 'bf16' }), { targets, ce: 1 }),
     )
     refuse('ERR_ARGUMENT', /vocab must be from 1 to 5; got 6/, () => headLoss(x, w, { targets, ce: 1, vocab: 6 }))
@@ -473,7 +473,7 @@ onEachDevice(
       full(x, Tensor.zeros([4, 3])),
     )
     refuse('ERR_SHAPE', /teacher_head must be \[Vp,Ct\] with teacher_hidden's Ct/, () => full(x, Tensor.zeros([5, 4])))
-    refuse('ERR_DTYPE', /teacher_hidden and teacher_head must both be f32 or both bf16/, () =>
+    refuse('ERR_DTYPE', /teacher_hidden and teacher_head must both be f32, both bf16 or both f16/, () =>
       full(x, Tensor.zeros([5, 3], { dtype: 'bf16' })),
     )
     const scalars = [5, 1, 0, 1, 0, 0, 0, 0]

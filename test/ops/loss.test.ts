@@ -323,7 +323,9 @@ forEachDevice(
         const logits = tensor(student, [1, V], precision)
         const t = tensor(teacher, [1, V], precision)
         const got = await allTerms(logits, t, { ...rows.options, rkl: 1 })
-        assert.ok([...got.parts, ...got.d].every(Number.isFinite), `${name}, beta ${beta}: ${got.parts} ${got.d}`)
+        // The gradient of a reverse KL of 1e8 is beyond f16.
+        const fits = precision === 'f16' ? (x: number) => !Number.isNaN(x) : Number.isFinite
+        assert.ok(got.parts.every(Number.isFinite) && got.d.every(fits), `${name}, beta ${beta}: ${got.parts} ${got.d}`)
         if (beta === 1) continue // a reverse KL that may be infinite
         const values = await valuesOf(logits)
         const teacherRows = [await valuesOf(t)]
@@ -482,7 +484,7 @@ onEachDevice('misuse is refused, and says what was wanted', () => {
   const refuse = (code: string, message: RegExp, body: () => unknown) =>
     assert.throws(body, { name: 'TrainCoreError', code, message })
   const loss = (options: Parameters<typeof distillLoss>[1], logits = x) => distillLoss(logits, options)
-  refuse('ERR_DTYPE', /\[loss_forward\] logits must be f32 or bf16; got \[2, 5\] i32/, () =>
+  refuse('ERR_DTYPE', /\[loss_forward\] logits must be f32, bf16 or f16; got \[2, 5\] i32/, () =>
     loss({ targets, ce: 1 }, Tensor.zeros([2, 5], { dtype: 'i32' })),
   )
   refuse('ERR_ARGUMENT', /vocab must be from 1 to 5; got 6/, () => loss({ targets, ce: 1, vocab: 6 }))
@@ -502,7 +504,7 @@ onEachDevice('misuse is refused, and says what was wanted', () => {
   refuse('ERR_SHAPE', /teacher must be \[R,Vt\].*got \[2, 4\] f32/, () =>
     loss({ kl: 1, teacher: Tensor.zeros([2, 4]) }),
   )
-  refuse('ERR_DTYPE', /teacher must be f32 or bf16; got \[2, 5\] i32/, () =>
+  refuse('ERR_DTYPE', /teacher must be f32, bf16 or f16; got \[2, 5\] i32/, () =>
     loss({ kl: 1, teacher: Tensor.zeros([2, 5], { dtype: 'i32' }) }),
   )
   const ids = Tensor.zeros([2, 2], { dtype: 'u16' })
@@ -529,7 +531,7 @@ onEachDevice('misuse is refused, and says what was wanted', () => {
   refuse('ERR_SHAPE', /\[cosine_loss_forward\] teacher must have student's shape; got \[2, 4\]/, () =>
     cosineLoss(x, Tensor.zeros([2, 4])),
   )
-  refuse('ERR_DTYPE', /student and teacher must be f32 or bf16/, () =>
+  refuse('ERR_DTYPE', /student and teacher must be f32, bf16 or f16/, () =>
     cosineLoss(x, Tensor.zeros([2, 5], { dtype: 'i32' })),
   )
   refuse('ERR_SHAPE', /weights must be \[R\] f32; got \[5\]/, () => cosineLoss(x, x, { weights: Tensor.zeros([5]) }))

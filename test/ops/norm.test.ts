@@ -290,7 +290,7 @@ onEachDevice(
       layernorm(x, Tensor.zeros([4]), w),
     )
     refuse('ERR_DTYPE', /\[layernorm_forward\] bias/, () => layernorm(x, w, Tensor.zeros([3], { dtype: 'bf16' })))
-    refuse('ERR_DTYPE', /x must be .* f32 or bf16; got \[2, 3\] i32/, () =>
+    refuse('ERR_DTYPE', /x must be .* f32, bf16 or f16; got \[2, 3\] i32/, () =>
       layernorm(Tensor.zeros([2, 3], { dtype: 'i32' }), w, w),
     )
     refuse('ERR_SHAPE', /residual must have x's shape/, () => residualLayernorm(x, Tensor.zeros([3, 2]), w, w))

@@ -1,11 +1,10 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { float32ToBf16 } from '../../lib/dtype.js'
 import { type AdamWOptions, type AdamWState, adamw, globalNorm } from '../../lib/ops/optim.js'
 import { capture } from '../../lib/step.js'
-import { NEW, run, Tensor } from '../../lib/tensor.js'
-import { assertClose, assertSame } from '../close.js'
+import { NEW, type Precision, run, Tensor } from '../../lib/tensor.js'
+import { assertClose, assertSame, rounder } from '../close.js'
 import { framed, onEachDevice, someOf, tensor, valuesOf } from '../devices.js'
 import { Random } from '../gradcheck.js'
 import { type AdamWConstants, adamwStep, globalNorm as exactNorm, type Moments } from '../reference/optim.js'
@@ -51,7 +50,7 @@ interface Trial {
 const TRIALS: readonly Trial[] = [
   { name: 'one element', size: 1, constants: { decayCount: 1 } },
   { name: 'plain', size: 67 },
-  { name: 'half of it decays, bf16 copy', size: 1003, constants: { decayCount: 501 }, copy: true },
+  { name: 'half of it decays, with a copy', size: 1003, constants: { decayCount: 501 }, copy: true },
   { name: 'all decays, clipped', size: 333, constants: { decayCount: 333, maxNorm: 1 } },
   { name: 'not clipped', size: 40, constants: { maxNorm: 1e4 } },
   { name: 'no momentum', size: 21, constants: { beta1: 0, beta2: 0, epsilon: 1e-3 } },
@@ -61,14 +60,14 @@ const TRIALS: readonly Trial[] = [
 ]
 
 /** Tensors of a fresh optimizer, each between sentinels. */
-function start(params: Float64Array, copy: boolean) {
+function start(params: Float64Array, copy: Precision | null) {
   const size = params.length
   const framedTensors = {
     params: framed([size], 'f32', params),
     m: framed([size], 'f32', new Float64Array(size)),
     v: framed([size], 'f32', new Float64Array(size)),
     grads: framed([size]),
-    copy: framed([size], 'bf16'),
+    copy: framed([size], copy ?? 'bf16'),
   }
   const { params: p, m, v, grads } = framedTensors
   const state = {
@@ -86,9 +85,11 @@ function start(params: Float64Array, copy: boolean) {
 
 onEachDevice(
   'adamw against float64',
-  async () => {
+  async ({ precisions }) => {
     const random = new Random(2)
-    for (const { name, size, constants, copy = false } of someOf(TRIALS, 8)) {
+    const copies = precisions.filter(precision => precision !== 'f32')
+    const trials = someOf(TRIALS, 8).flatMap(trial => (trial.copy ? copies : [null]).map(copy => ({ ...trial, copy })))
+    for (const { name, size, constants, copy } of trials) {
       const options = { ...PLAIN, ...constants }
       const params = singles(random.normal(size))
       const { state, intact } = start(params, copy)
@@ -105,7 +106,10 @@ onEachDevice(
       }
       for (const key of ['params', 'm', 'v'] as const)
         assertClose(await valuesOf(state[key]), want[key], { name: `${name}: ${key}`, dtype: 'f32', low: low[key] })
-      if (copy) assertSame(await state.copy!.read(), float32ToBf16(await state.params.toFloat32()), `${name}: copy`)
+      if (copy) {
+        const rounded = Float64Array.from(await state.params.toFloat32(), rounder(copy))
+        assertSame(await valuesOf(state.copy!), rounded, `${name}: ${copy} copy`)
+      }
       await intact()
     }
   },
@@ -124,7 +128,7 @@ const golden = JSON.parse(readFileSync(join(import.meta.dirname, '../../../test/
 onEachDevice(
   'adamw follows torch.optim.AdamW and clip_grad_norm_',
   async () => {
-    const { state } = start(Float64Array.from(golden.params), false)
+    const { state } = start(Float64Array.from(golden.params), null)
     for (const [k, step] of golden.steps.entries()) {
       state.grads.write(step.grads)
       const norm = globalNorm(state.grads)
@@ -152,7 +156,7 @@ onEachDevice(
   'adamw writes nothing where the norm is not finite, and goes on after it',
   async () => {
     const params = singles(new Random(3).normal(50))
-    const { state, intact } = start(params, true)
+    const { state, intact } = start(params, 'bf16')
     const schedule = tensor([0.1, 1], [2])
     state.grads.write(new Float32Array(50).fill(1))
     for (const bad of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])
@@ -175,7 +179,7 @@ onEachDevice(
     const params = singles(random.normal(500))
     const grads = singles(random.normal(500).map(g => g + Math.sign(g)))
     const lr = 0.0625
-    const { state } = start(params, false)
+    const { state } = start(params, null)
     state.grads.write(Float32Array.from(grads))
     adamw({ ...state, schedule: tensor([lr, 1], [2]) }, { weightDecay: 0 })
     const want = params.map((p, k) => p - lr * Math.sign(grads[k]!))
@@ -185,7 +189,7 @@ onEachDevice(
       low: want.map(v => v * (1 + 1e-7)),
     })
 
-    const [a, b] = [start(params, true).state, start(params, true).state]
+    const [a, b] = [start(params, 'bf16').state, start(params, 'bf16').state]
     const schedule = tensor([0, 0], [2])
     const stepOf = (s: Omit<AdamWState, 'schedule'>) => () => {
       const norm = globalNorm(s.grads)
@@ -220,7 +224,7 @@ onEachDevice(
 onEachDevice(
   'misuse is refused, and says what was wanted',
   async device => {
-    const { state } = start(new Float64Array(6), true)
+    const { state } = start(new Float64Array(6), 'bf16')
     state.grads.write(new Float32Array(6).fill(1))
     const good = { ...state, schedule: tensor([0.1, 1], [2]) }
     const refuse = (code: string, message: RegExp, change: Partial<AdamWState>, options: AdamWOptions = {}) =>
@@ -234,7 +238,7 @@ onEachDevice(
     refuse('ERR_SHAPE', /\[adamw\] output params must be \[6\] f32; got \[5\]/, { params: Tensor.zeros([5]) })
     refuse('ERR_DTYPE', /\[adamw\] output m must be \[6\] f32; got \[6\] bf16/, { m: low })
     refuse('ERR_SHAPE', /\[adamw\] output v must be/, { v: Tensor.zeros([7]) })
-    refuse('ERR_DTYPE', /\[adamw\] output copy must be \[6\] bf16; got \[6\] f32/, { copy: Tensor.zeros([6]) })
+    refuse('ERR_DTYPE', /\[adamw\] copy must be bf16 or f16; got \[6\] f32/, { copy: Tensor.zeros([6]) })
     refuse('ERR_ARGUMENT', /beta1 must be in \[0, 1\); got 1\.0/, {}, { beta1: 1 })
     refuse('ERR_ARGUMENT', /beta2 must be in \[0, 1\); got -0\.1/, {}, { beta2: -0.1 })
     refuse('ERR_ARGUMENT', /epsilon must be above 0; got 0/, {}, { epsilon: 0 })

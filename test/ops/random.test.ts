@@ -226,7 +226,7 @@ onEachDevice('misuse is refused, and says what was wanted', () => {
     dropout(x, { probability: 0.1, rng, stream: 0, residual: Tensor.zeros([5]) }),
   )
   refuse('ERR_SHAPE', /\[dropout\] rng must be \[4\] i32/, () => dropout(x, { probability: 0.1, rng: x, stream: 0 }))
-  refuse('ERR_DTYPE', /out must be f32 or bf16; got \[4\] i32/, () => randomUniform(rng, rng))
+  refuse('ERR_DTYPE', /out must be f32, bf16 or f16; got \[4\] i32/, () => randomUniform(rng, rng))
   refuse('ERR_ARGUMENT', /low and high must be finite/, () => randomUniform(x, rng, { low: 2, high: 1 }))
   refuse('ERR_ARGUMENT', /std 0 or more/, () => randomNormal(x, rng, { std: -1 }))
   rng.free()

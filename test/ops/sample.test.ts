@@ -168,7 +168,7 @@ onEachDevice('misuse is refused, and says what was wanted', () => {
   )
   refuse('ERR_ARGUMENT', /top_k must be 0 \(off\) or more; got -1/, () => sample(logits, rng, { topK: -1 }))
   refuse('ERR_ARGUMENT', /top_p must be in \(0, 1\]; got 0/, () => sample(logits, rng, { topP: 0 }))
-  refuse('ERR_DTYPE', /logits must be f32 or bf16; got \[4\] i32/, () => argmax(rng))
+  refuse('ERR_DTYPE', /logits must be f32, bf16 or f16; got \[4\] i32/, () => argmax(rng))
   refuse('ERR_SHAPE', /rng must be \[4\] i32/, () => sample(logits, logits))
   logits.free()
   refuse('ERR_FREED', /argmax/, () => argmax(logits))
