@@ -14,7 +14,7 @@ export function someOf<T>(list: readonly T[], count: number): readonly T[] {
 }
 
 export interface DeviceTestOptions {
-  /** default: all that the device has */
+  /** default: all that the device has; those that it lacks are skipped */
   precisions?: readonly Precision[]
   /** ops that the body needs: a device that lacks one is skipped */
   ops?: readonly string[]
@@ -36,11 +36,14 @@ export function forEachDevice(
   const wanted = process.env.TRAIN_CORE_TEST_DEVICES?.split(',')
   for (const backend of backends()) {
     if (wanted && !wanted.includes(backend.name)) continue
+    const has = backend.precisions.split(' ') as Precision[]
+    const precisions = has.filter(precision => options.precisions?.includes(precision) ?? true)
     const missing = options.ops?.filter(op => backend.missing.split(' ').includes(op)) ?? []
     if (!backend.available) skipOnce(`${backend.name}: all tests`, backend.reason)
     else if (missing.length) skipOnce(`${backend.name}: ${name}`, `no kernel for ${missing.join(', ')}`)
+    else if (!precisions.length) skipOnce(`${backend.name}: ${name}`, `it computes in ${has.join(' and ')} only`)
     else
-      for (const precision of options.precisions ?? (backend.precisions.split(' ') as Precision[]))
+      for (const precision of precisions)
         test(`${name} [${backend.name} ${precision}]`, async context => {
           const open = device(backend.name)
           checkTarget(open)

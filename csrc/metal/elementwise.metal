@@ -52,7 +52,7 @@ template <typename T>
 [[kernel, max_total_threads_per_threadgroup(256)]] void scale(
     device const T* x [[buffer(0)]],           // [n]
     device const float* factor [[buffer(1)]],  // [1], where has_factor
-    device T* out [[buffer(2)]],               // [n]
+    device T* out [[buffer(2)]],               // [n], may be x
     constant ScaleParams& p [[buffer(3)]],
     uint group [[threadgroup_position_in_grid]],
     uint tid [[thread_index_in_threadgroup]]) {

@@ -17,9 +17,10 @@ export function add(a: Tensor, b: Tensor): Tensor {
  * by · factor · x; differentiable in x.
  *
  * @param factor f32 [1], or absent; not differentiated
+ * @param into an existing tensor to write to; it may be x
  */
-export function scale(x: Tensor, by: number, factor?: Tensor | null): Tensor {
-  const out = run('scale', [x, factor], [NEW], [by])[0]!
+export function scale(x: Tensor, by: number, factor?: Tensor | null, into?: Tensor): Tensor {
+  const out = run('scale', [x, factor], [into ?? NEW], [by])[0]!
   return differentiable('scale', out, [x], dOut => [run('scale', [dOut, factor], [NEW], [by])[0]!])
 }
 

@@ -4,12 +4,13 @@ import { TrainCoreError } from '../errors.js'
 import type { GPT2 } from '../model/gpt2.js'
 import type { ParameterSet } from '../model/parameters.js'
 import { openSafetensors, type TensorSource, writeSafetensors } from '../model/safetensors.js'
-import { fill } from '../ops/elementwise.js'
+import { fill, scale } from '../ops/elementwise.js'
 import type { CachedTeacher } from '../ops/loss.js'
 import { adamw, globalNorm } from '../ops/optim.js'
 import { createRng, setRngStep } from '../ops/random.js'
 import { type CapturedStep, capture } from '../step.js'
 import { Tensor } from '../tensor.js'
+import { LossScale } from './loss-scale.js'
 import { type Objective, PART_NAMES, type StepInputs } from './objectives.js'
 
 /** What one optimizer step needs beside its batches. */
@@ -64,11 +65,13 @@ interface Moments {
 }
 
 const OPTIMIZER_FILE = 'optimizer.safetensors'
+/** in that file, of f16: the scale, and the steps since it changed */
+const LOSS_SCALE = 'loss_scale'
 
 /**
  * One optimizer step at a time: forward and backward of each micro-batch, then the global norm, clipping and AdamW, in f32. Both halves
  * are captured: from the third step on each is one call into the addon. Loss and gradients are means over all tokens of the step, so that
- * 8 micro-batches of 1 row are one of 8.
+ * 8 micro-batches of 1 row are one of 8. In f16 the loss is scaled; a step that overflows is made again with half the scale.
  */
 export class Trainer {
   readonly model: GPT2
@@ -82,6 +85,10 @@ export class Trainer {
   /** of all gradients, then of each buffer's */
   readonly #norms: Tensor
   readonly #norm: Tensor
+  /** of f16 */
+  readonly #lossScale: LossScale | null
+  /** f32 [1]: 1 / the loss's scale */
+  readonly #unscale: Tensor
   readonly #micro: CapturedStep<readonly Tensor[]>
   readonly #update: CapturedStep<readonly Tensor[]>
 
@@ -113,6 +120,8 @@ export class Trainer {
     this.#schedule = Tensor.zeros([2], { device })
     this.#norms = Tensor.zeros([1 + sets.length], { device })
     this.#norm = this.#norms.view([1])
+    this.#lossScale = model.precision === 'f16' ? new LossScale() : null
+    this.#unscale = Tensor.full([1], 1, { device })
     this.#micro = capture(
       () => {
         objective.micro(model, this.#inputs)
@@ -137,12 +146,21 @@ export class Trainer {
    * @throws TrainCoreError ERR_DATA (a token outside the vocabulary), ERR_MEMORY
    */
   async step(batches: readonly TrainBatch[], step: number, lr: number): Promise<StepFigures> {
+    for (;;) {
+      const figures = await this.#attempt(batches, step, lr)
+      if (!this.#lossScale?.overflowed(figures)) return figures
+    }
+  }
+
+  async #attempt(batches: readonly TrainBatch[], step: number, lr: number): Promise<StepFigures> {
     const { tokens, targets, weights, seed, sums, until, positions, cached } = this.#inputs
     const rows = batches.map(batch => batch.weights ?? new Float32Array(batch.targets.length).fill(1))
     const total = rows.reduce((sum, row) => sum + row.reduce((a, b) => a + b, 0), 0)
     for (const { set } of this.#moments) fill(set.gradients!, 0)
     fill(sums, 0)
-    seed.write([total > 0 ? 1 / total : 0])
+    const lossScale = this.lossScale
+    seed.write([total > 0 ? lossScale / total : 0])
+    this.#unscale.write([1 / lossScale])
     for (const [k, batch] of batches.entries()) {
       tokens.write(batch.inputs)
       targets.write(batch.targets)
@@ -166,6 +184,11 @@ export class Trainer {
     return { loss, parts, gradNorm, tokens: rows.reduce((n, row) => n + row.filter(w => w !== 0).length, 0) }
   }
 
+  /** What the loss is multiplied with for backward; 1 but in f16. */
+  get lossScale(): number {
+    return this.#lossScale?.value ?? 1
+  }
+
   #cachedTeacher(): CachedTeacher | null {
     const { batchSize, seqLen, cachedTopK: K = 0 } = this.#options
     if (!K) return null
@@ -182,7 +205,11 @@ export class Trainer {
   #optimize(): void {
     const { beta1, beta2, eps: epsilon, weightDecay, gradClip: maxNorm } = this.#options
     const count = this.#moments.length
-    for (const [k, { set }] of this.#moments.entries()) globalNorm(set.gradients!, this.#norms.view([1], 1 + k))
+    for (const [k, { set }] of this.#moments.entries()) {
+      const gradients = set.gradients!
+      if (this.#lossScale) scale(gradients, 1, this.#unscale, gradients)
+      globalNorm(gradients, this.#norms.view([1], 1 + k))
+    }
     const norm = globalNorm(this.#norms.view([count], 1), this.#norm)
     for (const { set, m, v } of this.#moments) {
       const copy = set.compute === set.master ? null : set.compute
@@ -212,6 +239,10 @@ export class Trainer {
         })),
       ),
     )
+    if (this.#lossScale) {
+      const { value, steps } = this.#lossScale
+      tensors.push({ name: LOSS_SCALE, dtype: 'F32', shape: [2], data: async () => Float32Array.of(value, steps) })
+    }
     await writeSafetensors(path.join(folder, OPTIMIZER_FILE), tensors)
   }
 
@@ -223,6 +254,10 @@ export class Trainer {
         for (const [prefix, flat] of this.#entries(set, m, v))
           for (const { name } of set.specs) set.writeTo(flat, name, await file.readFloat32(`${prefix}.${name}`))
         set.syncCompute()
+      }
+      if (this.#lossScale) {
+        const [value, steps] = await file.readFloat32(LOSS_SCALE)
+        Object.assign(this.#lossScale, { value, steps })
       }
     } catch (cause) {
       if (cause instanceof TrainCoreError && cause.code !== 'ERR_ARGUMENT') throw cause
@@ -251,7 +286,7 @@ export class Trainer {
     }
     this.objective.extra?.free()
     const { cached, ...inputs } = this.#inputs
-    const own = [this.#rng, this.#schedule, this.#norms, this.#norm]
+    const own = [this.#rng, this.#schedule, this.#norms, this.#norm, this.#unscale]
     const tensors = [...Object.values(inputs), ...Object.values(cached ?? {}), ...own]
     for (const tensor of tensors as (Tensor | null)[]) tensor?.free()
   }

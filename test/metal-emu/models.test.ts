@@ -4,7 +4,13 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { emulatorReason, runEmulated } from './emulated.js'
 
-for (const file of ['model/gpt2.test', 'model/weights.test', 'train/goldens.test', 'metal-emu/follow'])
+for (const file of [
+  'model/gpt2.test',
+  'model/weights.test',
+  'train/goldens.test',
+  'train/loss-scale.test',
+  'metal-emu/follow',
+])
   test(`${file} on emulated Metal`, { skip: emulatorReason() }, async () => {
     const ran = await runEmulated(path.join(import.meta.dirname, '..', `${file}.js`), {
       TRAIN_CORE_METAL_SCHEDULE: 'random:2',
