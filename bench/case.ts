@@ -50,6 +50,8 @@ export interface CallSpec {
 export interface StepSpec {
   readonly model: string
   readonly teacher?: string
+  /** the teacher is cached by its K most probable tokens; a rival runs it */
+  readonly topK?: number
   readonly B: number
   readonly T: number
 }

@@ -35,7 +35,8 @@ function documents(random: Random, [B, T]: readonly number[]): Int32Array {
   return until
 }
 
-function hostData(spec: InputSpec, random: Random): Float32Array | Int32Array {
+/** What an input that is not drawn on the device is filled with. */
+export function hostData(spec: InputSpec, random: Random): Float32Array | Int32Array {
   const count = elements(spec)
   const columns = spec.shape.at(-1)!
   const { vocab = 1 } = spec

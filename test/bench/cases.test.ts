@@ -20,11 +20,12 @@ test('names are unique and read op/shape/dtype/device[/variant]', () => {
   assert.equal(new Set(names).size, names.length)
   for (const name of names) {
     const op = /^[a-z_]+\/([A-Z][a-z]?\d+x?)+\/(f32|bf16)\/cpu(\/[a-z_0-9]+)?$/
-    const step = /^(train_step|distill_step)\/[\w=,.>-]+\/B\d+xT\d+\/(f32|bf16)\/cpu$/
+    const step = /^(train_step|distill_step)\/[\w=,.>-]+\/B\d+xT\d+\/(f32|bf16)\/cpu(\/top64)?$/
     assert.ok(op.test(name) || step.test(name), name)
   }
   named('train_step/gpt2/B4xT256/bf16/cpu')
   named('distill_step/gpt2-medium>gpt2/B4xT256/bf16/cpu')
+  named('distill_step/gpt2-medium>gpt2/B4xT256/bf16/cpu/top64')
 })
 
 test('every case says why, is counted, and is an op that has a check', () => {
