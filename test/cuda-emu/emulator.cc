@@ -1,6 +1,6 @@
 // The scheduler and the runtime behind include/cuda_runtime.h. One grid at a time, whatever the number of streams.
 #include <cuda_runtime.h>
-#include <emulated_sm80.h>
+#include <emulated_sm90.h>
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -95,6 +95,16 @@ struct Copy {
   unsigned group;
 };
 
+struct LateProduct {
+  std::function<void()> run;
+  unsigned group;
+};
+
+struct Landing {
+  uint32_t bar;
+  std::function<void()> load;
+};
+
 struct Thread {
   State state;
   Fiber* fiber;
@@ -103,6 +113,8 @@ struct Thread {
   unsigned together;    // calls of together() so far
   unsigned group;       // of copies; those before it are committed
   std::vector<Copy> copies;
+  unsigned product_group;  // as `group`, of the warp's products; of a warp's first thread
+  std::vector<LateProduct> products;
 };
 
 std::mutex one_grid;
@@ -115,6 +127,7 @@ const std::function<void()>* body;
 std::vector<Fiber*> idle;
 enum class Block { not_started, running, done } blocks[kMostBlocks];
 bool remote_fault;
+std::vector<Landing> landings[kMostBlocks];
 alignas(1024) uint8_t dynamic[kMostBlocks][232448];
 unsigned long long products[2] = {}, clusters = 0, graph_launches = 0;
 struct Report {
@@ -181,7 +194,8 @@ bool run_block_once() {
   const unsigned count = blockDim.x, begin = rank * count, end = begin + count;
   if (blocks[rank] == Block::not_started) {
     std::memset(dynamic[rank], 0xff, sizeof dynamic[rank]);
-    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}};
+    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}, 0, {}};
+    landings[rank].clear();
     std::memset(&together_done[begin], 0, count * sizeof *together_done);
     blocks[rank] = Block::running;
   }
@@ -317,6 +331,38 @@ void finish_copies(unsigned pending) {
     else
       std::memset(c.to, 0, 16);
   current->copies = std::move(left);
+}
+
+void land_later(uint32_t bar, std::function<void()> load) { landings[rank].push_back({bar, std::move(load)}); }
+void land(uint32_t bar) {
+  if (landings[rank].empty()) return;
+  std::vector<Landing> left;
+  for (Landing& l : std::exchange(landings[rank], {}))
+    if (l.bar == bar)
+      l.load();
+    else
+      left.push_back(std::move(l));
+  landings[rank] = std::move(left);
+}
+
+Thread& warp_head() { return threads[rank * blockDim.x + threadIdx.x / 32 * 32]; }
+void product_later(std::function<void()> product) {
+  warp_head().products.push_back({std::move(product), warp_head().product_group});
+}
+void commit_products() {
+  together(nullptr, [](void* const*) { warp_head().product_group++; });
+}
+void finish_products(unsigned pending) {
+  together(&pending, [](void* const* lanes) {
+    Thread& head = warp_head();
+    std::vector<LateProduct> left;
+    for (LateProduct& p : std::exchange(head.products, {}))
+      if (p.group + *static_cast<const unsigned*>(lanes[0]) >= head.product_group)
+        left.push_back(std::move(p));
+      else
+        p.run();
+    head.products = std::move(left);
+  });
 }
 
 // Blocks of a cluster; 0: an attribute that is not emulated.

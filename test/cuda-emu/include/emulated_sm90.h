@@ -1,6 +1,7 @@
-// The functions of csrc/cuda/ptx_sm90.cuh and wgmma_sm90.cuh on a CPU. Copies and products are done at once, in the
-// order in which the threads run, so what is shown is indexing, swizzles and who waits for whom, not asynchrony.
+// The functions of csrc/cuda/ptx_sm90.cuh and wgmma_sm90.cuh on a CPU. A load lands when its barrier is first waited for,
+// and its place holds NaN until then; a product reads its operands when it is waited for; stores are done at once.
 #pragma once
+#include <array>
 #include <cstdlib>
 
 #include "emulated_sm80.h"
@@ -11,6 +12,13 @@ namespace emu {
 unsigned cluster_rank();
 unsigned cluster_blocks();
 uint8_t* remote_shared(unsigned rank);  // the dynamic shared memory of another block, which must run
+
+void land_later(uint32_t bar, std::function<void()> load);
+void land(uint32_t bar);  // the loads that were to signal it
+
+void product_later(std::function<void()> product);  // of the warp
+void commit_products();
+void finish_products(unsigned pending);  // all but those of the last `pending` commits
 }  // namespace emu
 
 namespace tc::cuda {
@@ -56,7 +64,10 @@ inline void barrier_expect(uint32_t bar, int bytes) {
   barrier_arrive(bar);
 }
 inline void barrier_wait(uint32_t bar, uint32_t parity) {
-  emu::wait_until([=] { return barrier_at(bar).phase != parity; });
+  emu::wait_until([=] {
+    emu::land(bar);
+    return barrier_at(bar).phase != parity;
+  });
 }
 
 // f(element in global memory or null, its place in shared memory, row, column) over a box
@@ -70,16 +81,25 @@ void for_box(const CUtensorMap* map, uint32_t at, int x, int y, F&& f) {
         shared_at(swizzled(at + uint32_t(r * 128 + k * map->size))));
     }
 }
-inline void box_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y) {
-  for_box(map, to, x, y, [&](const char* global, uint8_t* shared) {
-    if (global)
-      std::memcpy(shared, global, size_t(map->size));
-    else
-      std::memset(shared, 0, size_t(map->size));
+// `bytes` from `to` on are on their way.
+inline void load_later(uint32_t to, uint32_t bar, int bytes, std::function<void()> load) {
+  std::memset(shared_at(to), 0xff, size_t(bytes));
+  emu::land_later(bar, [=] {
+    load();
+    Barrier& b = barrier_at(bar);
+    b.bytes = b.bytes - bytes;
+    b.settle();
   });
-  Barrier& b = barrier_at(bar);
-  b.bytes = b.bytes - int(map->box_rows) * 128;
-  b.settle();
+}
+inline void box_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, int y) {
+  load_later(to, bar, int(map->box_rows) * 128, [=] {
+    for_box(map, to, x, y, [&](const char* global, uint8_t* shared) {
+      if (global)
+        std::memcpy(shared, global, size_t(map->size));
+      else
+        std::memset(shared, 0, size_t(map->size));
+    });
+  });
 }
 inline void box_store(const CUtensorMap* map, uint32_t from, int x, int y) {
   for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
@@ -98,10 +118,7 @@ inline void box_add(const CUtensorMap* map, uint32_t from, int x, int y) {
 }
 inline void bulk_load(uint32_t to, const void* from, uint32_t bar, int bytes) {
   if (to % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) std::abort();
-  std::memcpy(shared_at(to), from, size_t(bytes));
-  Barrier& b = barrier_at(bar);
-  b.bytes = b.bytes - bytes;
-  b.settle();
+  load_later(to, bar, bytes, [=] { std::memcpy(shared_at(to), from, size_t(bytes)); });
 }
 
 inline int cluster_rank() { return int(emu::cluster_rank()); }
@@ -119,9 +136,11 @@ void store_wait() {}
 inline void fence_async() {}
 inline void prefetch_map(const CUtensorMap*) {}
 inline void wgmma_fence() {}
-inline void wgmma_commit() {}
+inline void wgmma_commit() { emu::commit_products(); }
 template <int N>
-void wgmma_wait() {}
+void wgmma_wait() {
+  emu::finish_products(N);
+}
 template <int N>
 void fewer_registers() {}
 template <int N>
@@ -152,27 +171,42 @@ inline float operand(uint64_t descriptor, bool mn_major, int line, int step) {
   return to_float(x);
 }
 
-// Thread t of a warpgroup has rows 16 (t / 32) + (t % 32) / 4 (+ 8) and columns 8 j + 2 (t % 4) (+ 1).
+// Warp w of a warpgroup has rows 16 w .. 16 w + 15; its lanes hold multiply_add's c of columns 8 j .. 8 j + 7 at 4 j.
+struct WgmmaLane {
+  float* d;
+  const uint32_t* a;  // registers, or null: behind of_a
+  uint64_t of_a, of_b;
+  bool accumulate;
+};
+template <int N, int TA, int TB>
+void multiply_group(void* const* lanes) {
+  std::array<WgmmaLane, 32> lane;
+  for (int l = 0; l < 32; l++) {
+    lane[l] = *static_cast<const WgmmaLane*>(lanes[l]);
+    if (!lane[l].accumulate) std::memset(lane[l].d, 0xff, N / 2 * sizeof(float));
+  }
+  emu::product_later([lane, first = int(threadIdx.x) % 128 / 32 * 16] {
+    float a[16][16], b[N][16];
+    for (int l = 0; lane[0].a && l < 32; l++) gather_a(a, l, lane[l].a);
+    for (int k = 0; k < 16; k++) {
+      for (int row = 0; !lane[0].a && row < 16; row++) a[row][k] = operand(lane[0].of_a, TA, first + row, k);
+      for (int column = 0; column < N; column++) b[column][k] = operand(lane[0].of_b, TB, column, k);
+    }
+    for (int l = 0; l < 32; l++)
+      for (int x = 0; x < N / 2; x++) {
+        const int row = l / 4 + x / 2 % 2 * 8, column = x / 4 * 8 + l % 4 * 2 + x % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++) sum += a[row][k] * b[column][k];
+        lane[l].d[x] = (lane[l].accumulate ? lane[l].d[x] : 0) + sum;
+      }
+    emu::count_product(emu::Product::wgmma);
+  });
+}
 template <int N, int TA, int TB>
 struct Wgmma {
   static void multiply(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
-    const int t = int(threadIdx.x) % 128, row = t / 32 * 16 + t % 32 / 4;
-    float of_a[2][16];
-    for (int r = 0; r < 2; r++)
-      for (int k = 0; k < 16; k++) of_a[r][k] = operand(a, TA, row + 8 * r, k);
-    for (int j = 0; j < N / 8; j++)
-      for (int column = 0; column < 2; column++) {
-        float sums[2] = {};
-        for (int k = 0; k < 16; k++) {
-          const float x = operand(b, TB, 8 * j + 2 * (t % 4) + column, k);
-          for (int r = 0; r < 2; r++) sums[r] += of_a[r][k] * x;
-        }
-        for (int r = 0; r < 2; r++) {
-          float& to = d[4 * j + 2 * r + column];
-          to = (accumulate ? to : 0) + sums[r];
-        }
-      }
-    emu::count_product(emu::Product::wgmma);
+    WgmmaLane mine{d, nullptr, a, b, accumulate != 0};
+    emu::together(&mine, multiply_group<N, TA, TB>);
   }
 };
 
