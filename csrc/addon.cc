@@ -1,4 +1,4 @@
-// Node-API: about a dozen functions, none of them an op. The only file that knows JavaScript exists.
+// Node-API: some twenty functions, none of them an op. The only file that knows JavaScript exists.
 //
 // A worker may be terminated while jobs are under way. From then on every call that would run JavaScript fails,
 // throwing included, so an exception that node-addon-api raises for a failed call would leave a C callback and abort
@@ -138,6 +138,20 @@ napi_value backends(napi_env env, Context&, napi_value*, size_t) {
   return list;
 }
 
+napi_value variants(napi_env env, const Device& device) {
+  napi_value list = nullptr;
+  napi_create_array(env, &list);
+  uint32_t at = 0;
+  for (const Variant& v : device.variants()) {
+    napi_value object = nullptr;
+    napi_create_object(env, &object);
+    set(env, object, "family", text(env, v.family));
+    set(env, object, "plainBecause", text(env, v.plain_because));
+    napi_set_element(env, list, at++, object);
+  }
+  return list;
+}
+
 napi_value device_info(napi_env env, Context& c, napi_value* a, size_t) {
   OpenDevice& open = c.runtime->device(to_int(env, a[0], "the device's index"));
   napi_value object = nullptr, largest = nullptr;
@@ -157,6 +171,33 @@ napi_value device_info(napi_env env, Context& c, napi_value* a, size_t) {
   for (size_t bytes : open.arena->largest(8)) napi_set_element(env, largest, at++, number(env, double(bytes)));
   set(env, object, "largest", largest);
   set(env, object, "largestEver", number(env, double(open.arena->largest_ever())));
+  set(env, object, "variants", variants(env, *open.device));
+  return object;
+}
+
+napi_value use_plain(napi_env env, Context& c, napi_value* a, size_t) {
+  OpenDevice& open = c.runtime->device(to_int(env, a[0], "the device's index"));
+  if (auto failure = open.stream->finish())
+    return napi_throw(env, make_error(env, c, failure->code.c_str(), failure->message)), nullptr;
+  open.device->use_plain(to_text(env, a[1], "the family"), to_text(env, a[2], "the reason"));
+  return nullptr;
+}
+
+napi_value compile_kernels(napi_env env, Context& c, napi_value* a, size_t) {
+  OpenDevice& open = c.runtime->device(to_int(env, a[0], "the device's index"));
+  Compiled compiled;
+  Job job;
+  job.task = [&compiled, device = open.device.get()] { compiled = device->compile_all(); };
+  open.stream->push(std::move(job));
+  if (auto failure = open.stream->finish())
+    return napi_throw(env, make_error(env, c, failure->code.c_str(), failure->message)), nullptr;
+  napi_value object = nullptr, problems = nullptr;
+  napi_create_object(env, &object);
+  napi_create_array(env, &problems);
+  uint32_t at = 0;
+  for (const std::string& problem : compiled.problems) napi_set_element(env, problems, at++, text(env, problem));
+  set(env, object, "kernels", number(env, compiled.kernels));
+  set(env, object, "problems", problems);
   return object;
 }
 
@@ -483,6 +524,8 @@ napi_value init(napi_env env, napi_value exports) {
   define<backends>(env, exports, "backends");
   define<open_device>(env, exports, "openDevice");
   define<device_info>(env, exports, "deviceInfo");
+  define<use_plain>(env, exports, "usePlain");
+  define<compile_kernels>(env, exports, "compileKernels");
   define<reset_peak>(env, exports, "resetPeak");
   define<time_kernels>(env, exports, "timeKernels");
   define<kernel_times>(env, exports, "kernelTimes");

@@ -32,6 +32,17 @@ class Graph {
   virtual void launch() = 0;
 };
 
+// Kernels of a family that lean on special hardware and have plain ones beside them.
+struct Variant {
+  std::string family;         // "matmul"
+  std::string plain_because;  // why the plain ones are used; empty: they are not
+};
+// What compiling all kernels came to, on a device that compiles at run time.
+struct Compiled {
+  int kernels = 0;
+  std::vector<std::string> problems;  // one for each file or kernel that is refused
+};
+
 // One per device and JS environment. Owned by its Stream; kernels get it through Args::device.
 class Device {
  public:
@@ -49,6 +60,10 @@ class Device {
   // Runs nothing yet; nullptr where the launches must be made one by one.
   virtual std::unique_ptr<Graph> make_graph(const std::vector<Launch>&) { return nullptr; }
   virtual void finish() {}  // waits for all that was queued; throws Error for an asynchronous failure
+  // The kernels that a self-test can turn off, and turning them off: on the JS thread, when nothing is queued.
+  virtual std::vector<Variant> variants() const { return {}; }
+  virtual void use_plain(const std::string& /*family*/, const std::string& /*because*/) {}
+  virtual Compiled compile_all() { return {}; }  // on the stream's thread
 };
 
 struct Backend {

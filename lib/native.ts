@@ -17,6 +17,14 @@ export interface OpRow {
   readonly scalars: string
 }
 
+/** Kernels of a family that lean on special hardware and have plain ones beside them. */
+export interface Variant {
+  /** `matmul` */
+  readonly family: string
+  /** why the plain ones are used; empty: they are not */
+  readonly plainBecause: string
+}
+
 /** A device's state. Sizes in bytes. */
 export interface DeviceInfo {
   readonly name: string
@@ -36,6 +44,7 @@ export interface DeviceInfo {
   /** sizes of the largest live allocations, largest first; and of the largest one since {@link resetPeak} */
   readonly largest: readonly number[]
   readonly largestEver: number
+  readonly variants: readonly Variant[]
 }
 
 /** A tensor of a kernel's call, as far as its cost depends on it. */
@@ -78,6 +87,10 @@ interface Binding {
   backends(): BackendReport[]
   openDevice(name: string, threads: number): number
   deviceInfo(device: number): DeviceInfo
+  /** From here on the device uses the plain kernels of a family. */
+  usePlain(device: number, family: string, because: string): void
+  /** Compiles every kernel, on a device that compiles at run time. */
+  compileKernels(device: number): { kernels: number; problems: string[] }
   resetPeak(device: number): void
   timeKernels(device: number, on: number): void
   kernelTimes(device: number): KernelTime[]

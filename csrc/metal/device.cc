@@ -13,14 +13,14 @@ constexpr double kCommitSeconds = 0.05;  // macOS stops command buffers that kee
 constexpr size_t kFaultSlots = 1024;
 constexpr size_t kFaultBytes = kFaultWords * sizeof(int32_t);
 
-bool plain_setting() {
-  const char* text = std::getenv("TRAIN_CORE_METAL_PLAIN");
-  return text && std::strcmp(text, "1") == 0;
-}
 }  // namespace
 
-MetalDevice::MetalDevice(std::unique_ptr<Runtime> runtime)
-    : runtime_(std::move(runtime)), plain_(plain_setting() || !runtime_->has_simdgroup_matrix()) {
+MetalDevice::MetalDevice(std::unique_ptr<Runtime> runtime) : runtime_(std::move(runtime)) {
+  const char* setting = std::getenv("TRAIN_CORE_METAL_PLAIN");
+  const std::string because = setting && std::strcmp(setting, "1") == 0 ? "TRAIN_CORE_METAL_PLAIN=1"
+                              : !runtime_->has_simdgroup_matrix()       ? "the GPU has no simdgroup_matrix"
+                                                                        : "";
+  for (std::string& plain : plain_because_) plain = because;
   faults_ = static_cast<int32_t*>(allocate(kFaultSlots * kFaultBytes));
   if (!faults_) throw Error("ERR_MEMORY", "metal: out of memory when the device was opened");
 }

@@ -1,6 +1,7 @@
 // The Metal device: shared memory, the pipelines made so far, and the failures that kernels report.
 #pragma once
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,6 +20,11 @@ struct Fault {
 };
 using FaultText = std::function<Error(const Fault& fault)>;
 
+// Families with kernels on simdgroup_matrix and plain ones beside them.
+enum class Family { matmul };
+constexpr const char* kFamilies[] = {"matmul"};
+constexpr int kFamilyCount = int(std::size(kFamilies));
+
 class MetalDevice : public Device {
  public:
   explicit MetalDevice(std::unique_ptr<Runtime> runtime);
@@ -33,13 +39,16 @@ class MetalDevice : public Device {
   void download(void* host, const void* device, size_t bytes) override;
   void fill_zero(void* device, size_t bytes) override;
   void finish() override;
+  std::vector<Variant> variants() const override;
+  void use_plain(const std::string& family, const std::string& because) override;
+  Compiled compile_all() override;
 
   Binding bind(const void* data, size_t bytes, bool written);
   void forget(const void* data, size_t bytes);
   Pipeline* pipeline(const char* file, const std::string& kernel, const Constant* constants, int count);
   uint32_t max_threads(const Pipeline* pipeline) const { return runtime_->max_threads(pipeline); }
-  // Whether kernels do without simdgroup_matrix: TRAIN_CORE_METAL_PLAIN=1, or the GPU lacks it.
-  bool plain() const { return plain_; }
+  // Whether a family does without simdgroup_matrix: TRAIN_CORE_METAL_PLAIN=1, the GPU lacks it, or use_plain().
+  bool plain(Family family) const { return !plain_because_[int(family)].empty(); }
   // `seconds`: how long it may take on a slow GPU. Command buffers are sent off before the system would stop them.
   void dispatch(const Dispatch& dispatch, double seconds);
   // A place for a kernel to report to; it stays until the next finish().
@@ -53,7 +62,7 @@ class MetalDevice : public Device {
   void wait();
 
   std::unique_ptr<Runtime> runtime_;
-  const bool plain_;
+  std::string plain_because_[kFamilyCount];
   std::mutex mutex_;  // blocks_: memory is taken on the JS thread and used on the stream's
   std::map<const char*, Block> blocks_;
   std::map<std::string, Pipeline*> pipelines_;

@@ -24,7 +24,7 @@ size_t extent(const View& v, int64_t rows, int64_t columns, int64_t stride) {
 }  // namespace
 
 void multiply(const Args& x, const Product& g) {
-  const bool plain = device_of(x).plain();
+  const bool plain = device_of(x).plain(Family::matmul);
   const uint32_t tile = plain ? kPlainTile : kTile;
   const MatmulParams p{count_of(x, g.M),          count_of(x, g.N),
                        count_of(x, g.K),          count_of(x, g.a_stride),

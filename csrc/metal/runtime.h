@@ -50,6 +50,10 @@ class Runtime {
   virtual Pipeline* pipeline(const char* file, const char* kernel, const Constant* constants, int count,
                              char* error) = 0;
   virtual uint32_t max_threads(const Pipeline* pipeline) const = 0;
+  // Names separated by spaces: the files of csrc/metal, and a file's kernels; nullptr and the compiler's message where
+  // it can't be compiled.
+  virtual const char* files() = 0;
+  virtual const char* kernels(const char* file, char* error) = 0;
   virtual void dispatch(const Dispatch& dispatch) = 0;  // queued; dispatches run in order
   virtual void commit() = 0;                            // sends off what is queued
   virtual bool wait(char* error) = 0;  // commits, waits for all; false and a text where something failed

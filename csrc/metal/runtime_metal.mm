@@ -126,6 +126,19 @@ class MetalRuntime : public Runtime {
     return uint32_t([pipeline->state maxTotalThreadsPerThreadgroup]);
   }
 
+  const char* files() override {
+    names_.clear();
+    for (int k = 0; k < kSourceCount; k++) names_ += (k ? " " : "") + std::string(kSources[k].file);
+    return names_.c_str();
+  }
+  const char* kernels(const char* file, char* error) override {
+    Pool pool;
+    Library library = library_of(file, error);
+    if (!library) return nullptr;
+    names_ = [[[library functionNames] componentsJoinedByString:@" "] UTF8String];
+    return names_.c_str();
+  }
+
   void dispatch(const Dispatch& d) override {
     Pool pool;
     if (!encoder_ && !begin()) return;
@@ -208,7 +221,7 @@ class MetalRuntime : public Runtime {
   id<MTLDevice> device_;
   id<MTLCommandQueue> queue_;
   id<MTLBuffer> nothing_;  // stands for arguments that are absent
-  std::string description_;
+  std::string description_, names_;
   std::map<std::string, Library> libraries_;
   std::vector<std::unique_ptr<Pipeline>> pipelines_;
   Command command_;

@@ -115,6 +115,13 @@ const Kernel* find_kernel(const std::string& file, const std::string& name) {
   return found == kernels().end() ? nullptr : &found->second;
 }
 
+std::vector<const Kernel*> kernels_of(const std::string& file) {
+  std::vector<const Kernel*> list;
+  for (const auto& [key, kernel] : kernels())
+    if (file.empty() || key.first == file) list.push_back(&kernel);
+  return list;
+}
+
 void threadgroup_barrier(int flags, const void* site) {
   Fiber* me = machine.current;
   me->state = State::AT_BARRIER;

@@ -37,6 +37,7 @@ struct Request {
 };
 
 const Kernel* find_kernel(const std::string& file, const std::string& name);
+std::vector<const Kernel*> kernels_of(const std::string& file);  // of all files, where it is empty
 // What is wrong with it or was found while it ran, "[kind] text"; empty: nothing.
 std::vector<std::string> dispatch(const Request& request);
 

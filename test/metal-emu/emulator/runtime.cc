@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <string>
 
 #include "dispatch.h"
@@ -73,6 +74,20 @@ class Emulator : public Runtime {
   }
   uint32_t max_threads(const Pipeline* pipeline) const override { return uint32_t(pipeline->kernel->max_threads); }
 
+  const char* files() override {
+    std::set<std::string> files;
+    for (const emu::Kernel* kernel : emu::kernels_of("")) files.insert(kernel->file);
+    names_.clear();
+    for (const std::string& file : files) names_ += (names_.empty() ? "" : " ") + file;
+    return names_.c_str();
+  }
+  const char* kernels(const char* file, char*) override {
+    names_.clear();
+    for (const emu::Kernel* kernel : emu::kernels_of(file))
+      names_ += (names_.empty() ? "" : " ") + std::string(kernel->name);
+    return names_.c_str();
+  }
+
   void dispatch(const Dispatch& d) override {
     if (!problem_.empty()) return;  // as a GPU, whose later commands do not run
     emu::Request r{};
@@ -105,7 +120,7 @@ class Emulator : public Runtime {
  private:
   const emu::Schedule schedule_ = schedule_setting();
   std::vector<std::unique_ptr<Pipeline>> pipelines_;
-  std::string problem_;
+  std::string problem_, names_;
 };
 
 }  // namespace

@@ -103,6 +103,12 @@ static std::string file_of(const std::string& source) {
   delete source;
   [super dealloc];
 }
+- (NSArray*)functionNames {
+  NSMutableArray* names = [NSMutableArray array];
+  for (const emu::Kernel* kernel : emu::kernels_of(file_of(*source)))
+    [names addObject:[NSString stringWithUTF8String:kernel->name]];
+  return names;
+}
 - (id<MTLFunction>)newFunctionWithName:(NSString*)name
                         constantValues:(MTLFunctionConstantValues*)values
                                  error:(NSError**)error {

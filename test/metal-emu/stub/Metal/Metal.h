@@ -46,6 +46,7 @@ typedef enum {
 @end
 
 @protocol MTLLibrary <NSObject>
+- (NSArray*)functionNames;
 - (id<MTLFunction>)newFunctionWithName:(NSString*)name
                         constantValues:(MTLFunctionConstantValues*)values
                                  error:(NSError**)error;
