@@ -1,3 +1,4 @@
+import { proveDevice } from './doctor/first-use.js'
 import { TrainCoreError } from './errors.js'
 import {
   type BackendReport,
@@ -65,13 +66,14 @@ const byName = new Map<string, Device>()
 let defaultDevice: Device | undefined
 
 /**
- * Opens a device by name; the same name gives the same object.
+ * Opens a device by name; the same name gives the same object. A Metal device is tested before its first use; where kernels that lean
+ * on special hardware are wrong there, one line on stderr says which plain ones are used instead.
  *
  * @param name `auto` (the fastest that works: cuda, metal, cpu), `cpu`, `cuda`, `cuda:N` or `metal`
  * @param options.threads CPU threads; default TRAIN_CORE_THREADS, else all. Only the first opening can set it
- * @throws TrainCoreError ERR_DEVICE when it isn't there (never a silent fallback), ERR_ARGUMENT for an unknown name
+ * @throws TrainCoreError ERR_DEVICE when it isn't there (never a silent fallback) or computes wrong, ERR_ARGUMENT for an unknown name
  */
-export function device(name = 'auto', options: { threads?: number } = {}): Device {
+export function device(name = 'auto', options: { threads?: number /** @internal */; untested?: boolean } = {}): Device {
   if (name === 'auto') name = availableDevices()[0]!
   const threads = options.threads ?? 0
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
@@ -79,10 +81,20 @@ export function device(name = 'auto', options: { threads?: number } = {}): Devic
   const known = byName.get(name)
   if (known && !threads) return known
   const index = native().binding.openDevice(name, threads)
+  if (!opened[index] && !options.untested && isProvedFirst(name)) {
+    const line = proveDevice(index)
+    if (line) process.stderr.write(`train-core: ${line}\n`)
+  }
   const open = opened[index] ?? new Device(name, index)
   opened[index] = open
   byName.set(name, open)
   return open
+}
+
+/** TRAIN_CORE_METAL_SELF_TEST: 0 trusts the GPU; 1 tests the tests' emulator too, which computes right. */
+function isProvedFirst(name: string): boolean {
+  const { TRAIN_CORE_METAL: kind, TRAIN_CORE_METAL_SELF_TEST: setting } = process.env
+  return name === 'metal' && setting !== '0' && (kind !== 'emulator' || setting === '1')
 }
 
 /** @throws TrainCoreError ERR_UNSUPPORTED where the device does not compute in the precision */

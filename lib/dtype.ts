@@ -1,3 +1,11 @@
+import { TrainCoreError } from './errors.js'
+import type { DType } from './native.js'
+
+/** What host code may fill a tensor from. */
+export type TensorData = Float32Array | Int32Array | Uint16Array | Uint8Array | readonly number[]
+/** What a read gives: f32 Float32Array, i32 Int32Array, bf16 / f16 / u16 Uint16Array (raw bits), u8 Uint8Array. */
+export type RawData = Float32Array | Int32Array | Uint16Array | Uint8Array
+
 /**
  * Conversions between f32 and the two 16-bit float formats, on the host. Narrowing rounds to nearest, ties to even (IEEE 754), keeps
  * subnormals and infinities, and makes every NaN a quiet NaN of the same sign. Widening is exact.
@@ -60,4 +68,53 @@ export function f16ToFloat32(data: Uint16Array): Float32Array {
     } else bits[k] = sign | ((exponent === 31 ? 255 : exponent + 112) << 23) | (mantissa << 13)
   }
   return out
+}
+
+/** Whether it is an array that {@link encode} takes. */
+export function isTypedArray(data: unknown): boolean {
+  if (!ArrayBuffer.isView(data)) return false
+  return !(data instanceof DataView || data instanceof BigInt64Array || data instanceof BigUint64Array)
+}
+
+const RANGES = { i32: [-0x80000000, 0x7fffffff], u16: [0, 0xffff], u8: [0, 0xff] } as const
+
+/**
+ * The elements in a typed array of the dtype's own kind.
+ *
+ * @throws TrainCoreError ERR_ARGUMENT when an element is no number, or none that the dtype holds
+ */
+export function encode(data: TensorData, dtype: DType): ArrayBufferView {
+  if (dtype === 'f32' || dtype === 'bf16' || dtype === 'f16') {
+    if (dtype !== 'f32' && data instanceof Uint16Array) return data
+    const floats = data instanceof Float32Array ? data : convert(data, new Float32Array(data.length), dtype)
+    return dtype === 'f32' ? floats : dtype === 'bf16' ? float32ToBf16(floats) : float32ToF16(floats)
+  }
+  if (dtype === 'i32') return data instanceof Int32Array ? data : convert(data, new Int32Array(data.length), dtype)
+  if (dtype === 'u16') return data instanceof Uint16Array ? data : convert(data, new Uint16Array(data.length), dtype)
+  return data instanceof Uint8Array ? data : convert(data, new Uint8Array(data.length), dtype)
+}
+
+function convert<T extends RawData>(data: TensorData, into: T, dtype: DType): T {
+  const range = dtype in RANGES ? RANGES[dtype as keyof typeof RANGES] : null
+  for (let k = 0; k < data.length; k++) {
+    const x: unknown = data[k]
+    if (typeof x !== 'number' || (range && !(Number.isInteger(x) && x >= range[0] && x <= range[1])))
+      throw new TrainCoreError('ERR_ARGUMENT', `[write] element ${k} must be one that ${dtype} holds; got ${String(x)}`)
+    into[k] = x
+  }
+  return into
+}
+
+/** The elements of a read. */
+export function decode(buffer: ArrayBuffer, dtype: DType): RawData {
+  if (dtype === 'f32') return new Float32Array(buffer)
+  if (dtype === 'i32') return new Int32Array(buffer)
+  return dtype === 'u8' ? new Uint8Array(buffer) : new Uint16Array(buffer)
+}
+
+/** As f32, bf16 and f16 widened. */
+export function widen(data: RawData, dtype: DType): Float32Array {
+  if (dtype === 'bf16') return bf16ToFloat32(data as Uint16Array)
+  if (dtype === 'f16') return f16ToFloat32(data as Uint16Array)
+  return data instanceof Float32Array ? data : Float32Array.from(data)
 }

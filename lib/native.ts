@@ -151,6 +151,8 @@ export const NEW: unique symbol = Symbol('new')
 /** An optional output that is not wanted. */
 export const SKIP: unique symbol = Symbol('skip')
 export type Output = Tensor | typeof NEW | typeof SKIP
+/** A tensor as a packet names it. */
+export type Named = Pick<Tensor, 'id'>
 
 /** What the device returns for an output: an id with its shape. */
 export interface Made {
@@ -168,8 +170,8 @@ export interface Made {
  */
 export function callOp(
   op: string,
-  inputs: readonly (Tensor | null | undefined)[],
-  outputs: readonly Output[],
+  inputs: readonly (Named | null | undefined)[],
+  outputs: readonly (Named | typeof NEW | typeof SKIP)[],
   scalars: readonly number[],
 ): (Made | null)[] {
   const { binding, words, floats, numbers, isFloat } = machine ?? start()
@@ -182,7 +184,7 @@ export function callOp(
   for (let k = 0; k < inputs.length; k++) words[IN + k] = inputs[k]?.id ?? 0
   for (let k = 0; k < 4; k++) {
     const out = k < outputs.length ? outputs[k] : SKIP
-    words[OUT + k] = out === NEW ? 0 : out === SKIP ? -1 : (out as Tensor).id
+    words[OUT + k] = out === NEW ? 0 : out === SKIP ? -1 : (out as Named).id
   }
   const float = isFloat[number]!
   if (scalars.length !== float.length)

@@ -1,15 +1,11 @@
 import { currentDevice, Device, deviceAt } from './device.js'
-import { bf16ToFloat32, f16ToFloat32, float32ToBf16, float32ToF16 } from './dtype.js'
+import { decode, encode, isTypedArray, type RawData, type TensorData, widen } from './dtype.js'
 import { TrainCoreError } from './errors.js'
 import { callOp, createTensor, createView, DTYPES, type DType, native, type Output } from './native.js'
 
+export type { RawData, TensorData } from './dtype.js'
 export type { DType, Precision } from './native.js'
 export { NEW, type Output, SKIP } from './native.js'
-
-/** What host code may fill a tensor from. */
-export type TensorData = Float32Array | Int32Array | Uint16Array | Uint8Array | readonly number[]
-/** What a read gives: f32 Float32Array, i32 Int32Array, bf16 / f16 / u16 Uint16Array (raw bits), u8 Uint8Array. */
-export type RawData = Float32Array | Int32Array | Uint16Array | Uint8Array
 
 /** How an op's output depends on its inputs; kept on the output until backward has passed. */
 export interface TapeNode {
@@ -191,48 +187,6 @@ export class Tensor {
 export interface TensorOptions {
   dtype?: DType
   device?: Device
-}
-
-function isTypedArray(data: unknown): boolean {
-  if (!ArrayBuffer.isView(data)) return false
-  return !(data instanceof DataView || data instanceof BigInt64Array || data instanceof BigUint64Array)
-}
-
-const RANGES = { i32: [-0x80000000, 0x7fffffff], u16: [0, 0xffff], u8: [0, 0xff] } as const
-
-/** The elements in a typed array of the dtype's own kind. */
-function encode(data: TensorData, dtype: DType): ArrayBufferView {
-  if (dtype === 'f32' || dtype === 'bf16' || dtype === 'f16') {
-    if (dtype !== 'f32' && data instanceof Uint16Array) return data
-    const floats = data instanceof Float32Array ? data : convert(data, new Float32Array(data.length), dtype)
-    return dtype === 'f32' ? floats : dtype === 'bf16' ? float32ToBf16(floats) : float32ToF16(floats)
-  }
-  if (dtype === 'i32') return data instanceof Int32Array ? data : convert(data, new Int32Array(data.length), dtype)
-  if (dtype === 'u16') return data instanceof Uint16Array ? data : convert(data, new Uint16Array(data.length), dtype)
-  return data instanceof Uint8Array ? data : convert(data, new Uint8Array(data.length), dtype)
-}
-
-function convert<T extends RawData>(data: TensorData, into: T, dtype: DType): T {
-  const range = dtype in RANGES ? RANGES[dtype as keyof typeof RANGES] : null
-  for (let k = 0; k < data.length; k++) {
-    const x: unknown = data[k]
-    if (typeof x !== 'number' || (range && !(Number.isInteger(x) && x >= range[0] && x <= range[1])))
-      throw new TrainCoreError('ERR_ARGUMENT', `[write] element ${k} must be one that ${dtype} holds; got ${String(x)}`)
-    into[k] = x
-  }
-  return into
-}
-
-function decode(buffer: ArrayBuffer, dtype: DType): RawData {
-  if (dtype === 'f32') return new Float32Array(buffer)
-  if (dtype === 'i32') return new Int32Array(buffer)
-  return dtype === 'u8' ? new Uint8Array(buffer) : new Uint16Array(buffer)
-}
-
-function widen(data: RawData, dtype: DType): Float32Array {
-  if (dtype === 'bf16') return bf16ToFloat32(data as Uint16Array)
-  if (dtype === 'f16') return f16ToFloat32(data as Uint16Array)
-  return data instanceof Float32Array ? data : Float32Array.from(data)
 }
 
 /**

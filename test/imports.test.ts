@@ -10,6 +10,7 @@ const layers: string[][] = [
   ['errors', 'dtype', 'durable-file'],
   ['data/', 'native-loader'], // data: of the lowest layer alone
   ['native'],
+  ['doctor/run-case', 'doctor/case', 'doctor/cases', 'doctor/loss-cases', 'doctor/formulas', 'doctor/first-use'],
   ['device'],
   ['tensor'],
   ['tape', 'step'],

@@ -32,7 +32,10 @@ export async function run({ values, signal, dryRun, quiet, result }: Invocation)
   const verdict = test.failed
     ? `${test.failed} of ${test.results.length} cases failed`
     : `all ${test.results.length - test.missing} cases are right${test.missing ? `; ${test.missing} are missing` : ''}`
+  const { kernels, problems } = test.compiled
+  const compiled = [...problems, ...(kernels ? [`${kernels - problems.length} of ${kernels} kernels compile`] : [])]
+  const top = [test.description, ...compiled, ...(test.firstUse ? [test.firstUse] : [])].join('\n')
   const head = ['op', 'precision', 'error', 'off the CPU', '']
-  result(test, `${test.description}\n\n${table([head, ...rows], [2, 3])}\n\n${verdict}`)
+  result(test, `${top}\n\n${table([head, ...rows], [2, 3])}\n\n${verdict}`)
   return test.failed ? FAILED : DONE
 }

@@ -1,4 +1,4 @@
-import { NEW, SKIP } from '../tensor.js'
+import { NEW, SKIP } from '../native.js'
 import { normal, type Values } from './formulas.js'
 
 /** A tensor of a case. `real`: in the precision under test. */

@@ -2,6 +2,7 @@ import { type Case, exactly, type Input, integers, make, NEW, real, SKIP, single
 import {
   type AttentionShape,
   attention,
+  attentionGradient,
   dot,
   gelu,
   gradient,
@@ -19,6 +20,8 @@ export function allCases(): Case[] {
   return [
     ...matmulCases(),
     ...attentionCases(),
+    ...tiledAttentionCases('causal', null),
+    ...tiledAttentionCases('a tree', TREE),
     ...normCases(),
     ...elementwiseCases(),
     ...embeddingCases(),
@@ -30,6 +33,8 @@ export function allCases(): Case[] {
 
 const add = (...terms: readonly Values[]): Values =>
   terms[0]!.map((_, k) => terms.reduce((sum, term) => sum + term[k]!, 0))
+
+const geluSlope = (at: number): number => gradient(x => gelu(x)[0]!, Float64Array.of(at))[0]!
 
 function matmulCases(): Case[] {
   const [M, N, K] = [37, 65, 130]
@@ -68,7 +73,7 @@ function matmulCases(): Case[] {
       outputs: [NEW, SKIP],
       want: ([a, b, , , pre]) => {
         const product = matmul(a!, b!, dims, false, true)
-        return [gradient(x => dot(product, gelu(x)), pre!), null]
+        return [product.map((v, k) => v * geluSlope(pre![k]!)), null]
       },
     }),
     make('column_sum', [real([131, 33])], {
@@ -79,15 +84,19 @@ function matmulCases(): Case[] {
   ]
 }
 
+/** Attention over qkv [B,T,3C]. */
+export function fusedAttention(qkv: Values, shape: AttentionShape): ReturnType<typeof attention> {
+  const C = shape.H * shape.D
+  const at = (part: number) => (b: number, t: number, c: number) => qkv[(b * shape.Tq + t) * 3 * C + part * C + c]!
+  return attention(shape, at(0), at(1), at(2))
+}
+
 function attentionCases(): Case[] {
   const [B, T, H, D] = [2, 11, 2, 8]
   const C = H * D
   const until = integers([B, T], [...Array(5).fill(5), ...Array(6).fill(11), ...Array(T).fill(11)])
   const shape: AttentionShape = { B, H, D, Tq: T, Tk: T, past: 0, until: until.data }
-  const fused = (qkv: Values, s = shape): ReturnType<typeof attention> => {
-    const at = (part: number) => (b: number, t: number, c: number) => qkv[(b * T + t) * 3 * C + part * C + c]!
-    return attention(s, at(0), at(1), at(2))
-  }
+  const fused = (x: Values): ReturnType<typeof attention> => fusedAttention(x, shape)
   const [Tq, Tk, past] = [3, 16, 6]
   const cached: AttentionShape = { B, H, D, Tq, Tk, past, until: null }
   const scalars = [H, 0, 0, 0]
@@ -126,6 +135,47 @@ function attentionCases(): Case[] {
           return t >= past && t < past + Tq ? x![(b * Tq + t - past) * 3 * C + C + c]! : old
         }),
       ],
+    }),
+  ]
+}
+
+/** Where the subtrees of messages end: a root, two answers, and two answers to the first of them. */
+const ENDS = [
+  [20, 77],
+  [30, 52],
+  [41, 41],
+  [52, 52],
+  [77, 77],
+] as const
+const TREE = integers(
+  [1, 77],
+  Array.from({ length: 77 }, (_, j) => ENDS.find(([last]) => j < last)![1]),
+)
+
+/** Heads as wide as GPT-2's, and more positions than two tiles of 32: what kernels with tiles are made for. */
+function tiledAttentionCases(variant: string, until: Input | null): Case[] {
+  const [B, T, H, D] = [1, 77, 2, 64]
+  const C = H * D
+  const shape: AttentionShape = { B, H, D, Tq: T, Tk: T, past: 0, until: until?.data ?? null }
+  const [qkv, dOut] = [real([B, T, 3 * C]), real([B, T, C])]
+  const scalars = [H, 0, 0, 0]
+  return [
+    make('attention_forward', [qkv, null, until, null, null], {
+      variant,
+      outputs: [NEW, NEW],
+      scalars,
+      want: ([x]) => Object.values(fusedAttention(x!, shape)),
+    }),
+    make('attention_backward', [dOut, qkv, null, null, null, until, null, null], {
+      variant,
+      outputs: [NEW, SKIP],
+      scalars,
+      derive: ([, x]) => {
+        const { out, lse } = fusedAttention(x!, shape)
+        const made: Input[] = [{ type: 'real', shape: [B, T, C], data: out }, exactly([B, H, T], lse)]
+        return [dOut, qkv, null, ...made, until, null, null]
+      },
+      want: ([d, x]) => [attentionGradient(shape, x!, fusedAttention(x!, shape), d!), null],
     }),
   ]
 }
@@ -191,7 +241,7 @@ function elementwiseCases(): Case[] {
   return [
     make('gelu_forward', [x], { want: ([v]) => [gelu(v!)] }),
     make('gelu_backward', [other, x], {
-      want: ([d, v]) => [v!.map((at, k) => d![k]! * gradient(z => gelu(z)[0]!, Float64Array.of(at))[0]!)],
+      want: ([d, v]) => [v!.map((at, k) => d![k]! * geluSlope(at))],
     }),
     make('add', [x, other], { want: ([a, b]) => [add(a!, b!)] }),
     make('scale', [x, exactly([1], [1.5])], { scalars: [by], want: ([v]) => [v!.map(at => at * 1.5 * by)] }),

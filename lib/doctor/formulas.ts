@@ -101,6 +101,41 @@ export function attention(
   return { out, lse }
 }
 
+/**
+ * The gradient of q, k and v as they lie in qkv [B,T,3C], for all T queries and keys, by the chain rule: of the scores, P (dOut vᵀ -
+ * dOut · out). Where {@link gradient} would take minutes.
+ */
+export function attentionGradient(
+  { B, H, D, Tq: T, until }: AttentionShape,
+  qkv: Values,
+  { out, lse }: { out: Values; lse: Values },
+  dOut: Values,
+): Values {
+  const C = H * D
+  const result = new Float64Array(qkv.length)
+  const product = (a: Values, at: number, b: Values, bt: number): number =>
+    dot(a.subarray(at, at + D), b.subarray(bt, bt + D))
+  for (let bh = 0; bh < B * H; bh++)
+    for (let i = 0; i < T; i++) {
+      const [b, h] = [Math.floor(bh / H), bh % H]
+      const row = (t: number, part: number): number => ((b * T + t) * 3 + part) * C + h * D
+      const at = (b * T + i) * C + h * D
+      const delta = product(dOut, at, out, at)
+      for (let j = 0; j <= i; j++) {
+        if (until && i >= until[b * T + j]!) continue
+        const [q, k, v] = [row(i, 0), row(j, 1), row(j, 2)]
+        const p = Math.exp(product(qkv, q, qkv, k) / Math.sqrt(D) - lse[bh * T + i]!)
+        const dScore = (p * (product(dOut, at, qkv, v) - delta)) / Math.sqrt(D)
+        for (let d = 0; d < D; d++) {
+          result[q + d]! += dScore * qkv[k + d]!
+          result[k + d]! += dScore * qkv[q + d]!
+          result[v + d]! += p * dOut[at + d]!
+        }
+      }
+    }
+  return result
+}
+
 export interface LossTerms {
   /** columns that count */
   V: number

@@ -1,13 +1,13 @@
 // Tests the tests: breaks the kernels one line at a time (a barrier removed, a guard dropped, a mask off by one) and asks whether the
 // op tests on emulated Metal notice. All of them with TRAIN_CORE_TEST_ALL=1, one of each kind otherwise.
 import assert from 'node:assert/strict'
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import { packageRoot } from '../../lib/native-loader.js'
 import { emulatorReason, runEmulated } from './emulated.js'
-import { compileAs, objectsOf, run } from './rebuild.js'
+import { emulatorWith } from './rebuild.js'
 
 const root = packageRoot()
 const kernels = path.join(root, 'csrc/metal')
@@ -94,23 +94,6 @@ function mutantsOf(family: string): Mutant[] {
   return list
 }
 
-/** The library of the emulator with one line of one kernel file changed. */
-async function build(m: Mutant, folder: string): Promise<string> {
-  for (const file of ['prelude.metal', 'params.h', `${m.family}.metal`])
-    cpSync(path.join(kernels, file), path.join(folder, file))
-  const lines = linesOf(m.family)
-  lines[m.line - 1] = m.text
-  const [kernel, bound] = [path.join(folder, `${m.family}.metal`), path.join(folder, `${m.family}.metal.cc`)]
-  writeFileSync(kernel, lines.join('\n'))
-  await run(process.execPath, [path.join(root, 'test/metal-emu/bind.mjs'), bound, kernel])
-  const object = path.join(folder, 'mutant.o')
-  const compiler = await compileAs(`${m.family}.metal.cc`, bound, object)
-  const library = path.join(folder, 'mutant.so')
-  const kept = objectsOf(['train_core_metal_kernels', 'train_core_metal_emulator'], [`${m.family}.metal.cc`])
-  await run(compiler, ['-shared', ...kept, object, '-ldl', '-o', library])
-  return library
-}
-
 const TESTS: Readonly<Record<string, readonly string[]>> = {
   attention: ['attention', 'attention_laws'],
   loss: ['loss', 'cosine_loss', 'head_loss'],
@@ -121,7 +104,9 @@ const TESTS: Readonly<Record<string, readonly string[]>> = {
 async function findingOf(m: Mutant): Promise<string> {
   const folder = mkdtempSync(path.join(tmpdir(), 'train-core-mutant-'))
   try {
-    const env = { TRAIN_CORE_METAL_EMULATOR: await build(m, folder) }
+    const lines = linesOf(m.family)
+    lines[m.line - 1] = m.text
+    const env = { TRAIN_CORE_METAL_EMULATOR: await emulatorWith(m.family, lines.join('\n'), folder) }
     const plainFrom = linesOf(m.family).findIndex(line => line.includes('void matmul_plain('))
     const variant: Record<string, string> = plainFrom >= 0 && m.line > plainFrom ? { TRAIN_CORE_METAL_PLAIN: '1' } : {}
     for (const family of TESTS[m.family] ?? [m.family])

@@ -1,12 +1,13 @@
 // Compiling one changed file of what the build made, for mutants.
 import { execFile } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
+import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { packageRoot } from '../../lib/native-loader.js'
 
 export const run: (command: string, args: string[]) => Promise<{ stdout: string; stderr: string }> = promisify(execFile)
-const tree = path.join(packageRoot(), 'build/cmake')
+const root = packageRoot()
+const tree = path.join(root, 'build/cmake')
 
 /**
  * Compiles `source` as the build compiles the file called `like`, if with less optimisation.
@@ -33,4 +34,18 @@ export function objectsOf(targets: readonly string[], but: readonly string[]): s
       .map(name => path.join(folder, String(name)))
       .filter(name => name.endsWith('.o') && !but.includes(path.basename(name, '.o')))
   })
+}
+
+/** A library of the emulator with another text of a family's kernels, made in `folder`. @returns its path */
+export async function emulatorWith(family: string, text: string, folder: string): Promise<string> {
+  for (const file of ['prelude.metal', 'params.h']) cpSync(path.join(root, 'csrc/metal', file), path.join(folder, file))
+  const [kernel, bound, object, library] = [`${family}.metal`, `${family}.metal.cc`, 'changed.o', 'changed.so'].map(
+    name => path.join(folder, name),
+  ) as [string, string, string, string]
+  writeFileSync(kernel, text)
+  await run(process.execPath, [path.join(root, 'test/metal-emu/bind.mjs'), bound, kernel])
+  const compiler = await compileAs(`${family}.metal.cc`, bound, object)
+  const kept = objectsOf(['train_core_metal_kernels', 'train_core_metal_emulator'], [`${family}.metal.cc`])
+  await run(compiler, ['-shared', ...kept, object, '-ldl', '-o', library])
+  return library
 }

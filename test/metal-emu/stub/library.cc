@@ -1,6 +1,6 @@
 // runtime_metal.mm over the stand-in for Metal's framework, as a library that the addon opens instead of the emulator
 // (TRAIN_CORE_METAL=emulator, TRAIN_CORE_METAL_EMULATOR=<this>).
-//   TRAIN_CORE_METAL_STUB=setting,..    failing=<kernel>, at_commit, compiler=<message>, lanes=<n>
+//   TRAIN_CORE_METAL_STUB=setting,..    failing=<kernel>, at_commit, compiler=<message>, lanes=<n>, family=<n>
 //   TRAIN_CORE_METAL_STUB_REPORT=FILE   what was counted is written there at the process's end, as JSON
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +25,7 @@ void apply_settings() {
     if (name == "failing") s.failing_kernel = value;
     if (name == "at_commit") s.at_commit = true;
     if (name == "compiler") s.compiler_message = value;
+    if (name == "family") s.family = std::atoi(value.c_str());
     if (name == "lanes") s.lanes = std::atoi(value.c_str());
   }
 }

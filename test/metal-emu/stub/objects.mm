@@ -140,7 +140,7 @@ static std::string file_of(const std::string& source) {
   return NSUInteger(1) << 29;
 }
 - (BOOL)supportsFamily:(MTLGPUFamily)family {
-  return family == MTLGPUFamilyApple7;
+  return int(family) <= stub::state().family;
 }
 - (id<MTLLibrary>)newLibraryWithSource:(NSString*)source options:(MTLCompileOptions*)options error:(NSError**)error {
   if (!options) stub_misuse("a library without options is compiled with fast math");

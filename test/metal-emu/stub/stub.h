@@ -19,6 +19,7 @@ struct State {
   bool no_default_device = false;  // MTLCreateSystemDefaultDevice gives nil, as without a window server
   bool no_device = false, no_queue = false, no_commands = false;
   int lanes = 32;          // of a simdgroup
+  int family = 1007;       // MTLGPUFamilyApple7, the first with simdgroup_matrix
   bool at_commit = false;  // command buffers run when they are committed; else as late as they can
 };
 State& state();
