@@ -108,7 +108,7 @@ async function main() {
     results.begin(prepare(options))
     for (const stage of stages) {
       results.beginStage(stage)
-      await STAGES[stage].run({ root, deadline, words: options.words, jobs: options.jobs, results })
+      await STAGES[stage].run({ root, device: 'cuda', deadline, words: options.words, jobs: options.jobs, results })
     }
   }
   console.log(`\n${results.table()}`)

@@ -33,7 +33,7 @@ export async function run({ values, signal, dryRun, quiet, result }: Invocation)
     ? `${test.failed} of ${test.results.length} cases failed`
     : `all ${test.results.length - test.missing} cases are right${test.missing ? `; ${test.missing} are missing` : ''}`
   const { kernels, problems } = test.compiled
-  const compiled = [...problems, ...(kernels ? [`${kernels - problems.length} of ${kernels} kernels compile`] : [])]
+  const compiled = problems.length || !kernels ? problems : [`all ${kernels} kernels compile`]
   const top = [test.description, ...compiled, ...(test.firstUse ? [test.firstUse] : [])].join('\n')
   const head = ['op', 'precision', 'error', 'off the CPU', '']
   result(test, `${top}\n\n${table([head, ...rows], [2, 3])}\n\n${verdict}`)

@@ -1,4 +1,4 @@
-// The stages of check:cuda. Each adds its rows to the results; none needs another, but for the build.
+// The stages of check:cuda, of which check:metal takes some. Each adds its rows to the results; none needs another, but for the build.
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { benchStage } from './bench.mjs'
@@ -8,12 +8,12 @@ import { trainingStage } from './training.mjs'
 const MEGABYTES = 12
 
 /** Test files by name without the ending: those of ops, and others that run on every device. */
-function opTests(root) {
+export function opTests(root) {
   return readdirSync(path.join(root, 'dist/test/ops'))
     .filter(name => name.endsWith('.test.js') && name !== 'targets.test.js')
     .map(name => `ops/${name.replace('.test.js', '')}`)
 }
-const WHOLE = [
+export const WHOLE = [
   'core/tensor',
   'core/capture',
   'kernel-times',
@@ -21,15 +21,16 @@ const WHOLE = [
   ...['init', 'goldens', 'memory'].map(name => `train/${name}`),
 ]
 
-async function tests(context, files, { env = {}, before = [], label = '' } = {}) {
-  const { root, words, jobs, results } = context
+/** Runs test files on the device of the context. */
+export async function tests(context, files, { env = {}, before = [], label = '' } = {}) {
+  const { root, words, jobs, results, device } = context
   const wanted = files.filter(file => !words.length || words.some(word => file.includes(word)))
   await inParallel(wanted, jobs, async file => {
     const name = `${file}${label}`
     if (Date.now() > context.deadline) return results.add({ name, ok: null, measured: 'no time left' })
     const command = [...before, process.execPath, path.join(root, 'dist/test', `${file}.test.js`)]
-    const done = await run(command[0], command.slice(1), context, { env: { TRAIN_CORE_TEST_DEVICES: 'cuda', ...env } })
-    const ran = Number(/^# ran (\d+) tests on cuda/m.exec(done.stdout)?.[1] ?? 0)
+    const done = await run(command[0], command.slice(1), context, { env: { TRAIN_CORE_TEST_DEVICES: device, ...env } })
+    const ran = Number(new RegExp(`^# ran (\\d+) tests on ${device}`, 'm').exec(done.stdout)?.[1] ?? 0)
     const ok = done.late ? null : done.status === 0 && ran > 0
     if (ok === false) process.stderr.write(tail(done))
     const fallback = /captured steps run op by op/.test(done.stderr) ? ', no CUDA graph could be made' : ''
