@@ -88,7 +88,8 @@ test('metal, emulated: right where it has kernels, and the rest is named', { ski
     env: { TRAIN_CORE_METAL: 'emulator' },
   })
   const found = JSON.parse(stdout) as SelfTest
-  assert.deepEqual([code, found.failed], [0, 0], stdout)
+  assert.deepEqual([code, found.failed, found.firstUse, found.compiled.problems], [0, 0, '', []], stdout)
+  assert.ok(found.compiled.kernels > 50)
   assert.ok(found.results.some(({ status, cpuDifference }) => status === 'ok' && cpuDifference !== null))
   const halves = found.results.filter(({ precision, cpuDifference }) => precision === 'f16' && cpuDifference !== null)
   assert.equal(halves.length, found.results.filter(({ precision }) => precision === 'bf16').length)

@@ -7,6 +7,7 @@ import path from 'node:path'
 import { describe, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { device } from '../../lib/device.js'
+import { native } from '../../lib/native.js'
 import { packageRoot } from '../../lib/native-loader.js'
 import { NEW, run, Tensor } from '../../lib/tensor.js'
 import { type Ended, runCommand, runNode } from '../process/run-node.js'
@@ -71,9 +72,11 @@ const cases: Record<string, () => Promise<unknown>> = {
   },
   async compiles() {
     const [a, b] = twoTensors()
-    return run('add', [a, b], [NEW])[0]!
+    const { kernels, problems } = native().binding.compileKernels(a.device.index)
+    const error = await run('add', [a, b], [NEW])[0]!
       .read()
       .then(() => ({}), outcome)
+    return { ...error, kernels, problems }
   },
   // Each launch counts as 5 µs and more: 15,000 are more than the 50 ms that a command buffer may take.
   async queues() {
@@ -92,7 +95,7 @@ function twoTensors(): [Tensor, Tensor] {
   return [make(0, 0), make(1, 2)]
 }
 
-function outcome(error: unknown): unknown {
+function outcome(error: unknown): object {
   const { name, code, message } = error as Error & { code: string }
   return { name, code, message }
 }
@@ -122,7 +125,14 @@ else
 
     test("a file that does not compile is an error with the compiler's message, the file and the system", async () => {
       const { result, counts } = await child('compiles', 'compiler=elementwise.metal:9:1: error: no float4')
-      const { code, message } = result as { code: string; message: string }
+      const { code, message, kernels, problems } = result as {
+        code: string
+        message: string
+        kernels: number
+        problems: string[]
+      }
+      assert.equal(kernels, 0)
+      assert.ok(problems.length > 8 && problems.every(each => /^\w+\.metal: does not compile on Stand-in/.test(each)))
       assert.equal(code, 'ERR_DEVICE')
       assert.match(
         message,
