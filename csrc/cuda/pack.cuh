@@ -100,6 +100,81 @@ __device__ inline void store(T* to, const float (&x)[N], bool vector) {
   }
 }
 
+// x as T holds it.
+template <class T, int N>
+__device__ inline void round_to(float (&x)[N]) {
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int k = 0; k < N; k += 2) {
+      const uint32_t word = pair_of(x[k], x[k + 1], T());
+      x[k] = low_of(word, T());
+      x[k + 1] = high_of(word, T());
+    }
+  }
+}
+
+// The pack of a row of C elements that begins at `column`; behind the row: 0.
+template <class T>
+__device__ inline void load_pack(float (&x)[kPack<T>], const T* row, int64_t column, int64_t C, bool vector) {
+  if (column + kPack<T> <= C) return load(x, row + column, vector);
+#pragma unroll
+  for (int k = 0; k < kPack<T>; k++) x[k] = column + k < C ? to_float(row[column + k]) : 0;
+}
+// To device memory.
+template <class T>
+__device__ inline void store_pack(T* row, int64_t column, const float (&x)[kPack<T>], int64_t C, bool vector) {
+  if (column + kPack<T> <= C) return store(row + column, x, vector);
+#pragma unroll
+  for (int k = 0; k < kPack<T>; k++)
+    if (column + k < C) from_float(row[column + k], x[k]);
+}
+
+// A lane's share of a row of C elements: packs lane, lane + 32, ..., at most P of them. f(p, column)
+template <class T, int P, class F>
+__device__ inline void each_pack(int64_t C, F&& f) {
+#pragma unroll
+  for (int p = 0; p < P; p++)
+    if (const int64_t column = (p * 32 + lane()) * int64_t(kPack<T>); column < C) f(p, column);
+}
+// A pack of such a share; vector: the row is aligned, and C a multiple of the pack.
+template <bool vector, class T>
+__device__ inline void load_piece(float (&x)[kPack<T>], const T* row, int64_t column, int64_t C) {
+  if constexpr (vector)
+    load(x, row + column, true);
+  else
+    load_pack(x, row, column, C, false);
+}
+template <bool vector, class T>
+__device__ inline void store_piece(T* row, int64_t column, const float (&x)[kPack<T>], int64_t C) {
+  if constexpr (vector)
+    store(row + column, x, true);
+  else
+    store_pack(row, column, x, C, false);
+}
+template <bool vector, class T, int P>
+__device__ inline void load_row(float (&x)[P][kPack<T>], const T* row, int64_t C) {
+#pragma unroll
+  for (int p = 0; p < P; p++)
+    for (int k = 0; k < kPack<T>; k++) x[p][k] = 0;
+  each_pack<T, P>(C, [&](int p, int64_t column) { load_piece<vector>(x[p], row, column, C); });
+}
+// Calls f(std::integral_constant<int, P>()), P packs a lane for C elements; false: C is too large.
+template <class T, class F>
+bool with_row_share(int64_t C, F&& f) {
+  constexpr int one = int(8 / kPack<T>);  // 8 elements
+  const int64_t packs = divide_up(C, 32 * kPack<T>);
+  if (packs > 8 * one) return false;
+  if (packs <= one)
+    f(std::integral_constant<int, one>());
+  else if (packs <= 3 * one)
+    f(std::integral_constant<int, 3 * one>());
+  else if (packs <= 4 * one)
+    f(std::integral_constant<int, 4 * one>());
+  else
+    f(std::integral_constant<int, 8 * one>());
+  return true;
+}
+
 // The larger, NaN where one is NaN: one instruction.
 __device__ inline float larger(float a, float b) {
 #if defined(__CUDA_ARCH__)

@@ -10,16 +10,19 @@ import { layernormBackward, layernormForward } from '../reference/norm.js'
 const EPSILON = 1e-5
 const FORWARD = ['layernorm_forward']
 const BOTH = ['layernorm_forward', 'layernorm_backward', 'fill', 'add', 'cast']
-// [leading dims..., C]: odd, one row, many row blocks, GPT-2's width, one vector less one, width 2
+// [leading dims..., C]: odd, one row, many row blocks, GPT-2's width, wide, one vector less one, width 2, wider
 const SHAPES: readonly (readonly number[])[] = [
   [3, 5, 37],
   [1, 768],
   [97, 64],
   [2, 33, 768],
+  [3, 1000],
+  [2, 1601],
   [7, 15],
   [4, 2],
   [131, 257],
   [1600],
+  [2, 2051],
 ]
 
 function parameters(random: Random, C: number, precision: Precision): [Tensor, Tensor] {
@@ -30,7 +33,7 @@ forEachDevice(
   'layernorm forward against float64',
   async (_, precision) => {
     const random = new Random(1)
-    for (const shape of someOf(SHAPES, 4)) {
+    for (const shape of someOf(SHAPES, 6)) {
       const C = shape.at(-1)!
       // A mean far from 0 shows a variance that was computed as E[x²] - E[x]².
       const x = randomTensor(random, shape, precision, 1, 12)
@@ -71,7 +74,7 @@ forEachDevice(
   'layernorm backward against float64, fresh and accumulating',
   async (_, precision) => {
     const random = new Random(3)
-    for (const shape of someOf(SHAPES, 4)) {
+    for (const shape of someOf(SHAPES, 6)) {
       const C = shape.at(-1)!
       const x = randomTensor(random, shape, precision, 2, 1)
       const dOut = randomTensor(random, shape, precision)
@@ -223,6 +226,8 @@ forEachDevice(
     for (const [R, C] of [
       [35, 67],
       [3, 768],
+      [3, 1024],
+      [2, 1600],
     ] as const) {
       const data = [0, 1, 2].map(() => random.normal(R * C))
       const vector = random.normal(C)

@@ -116,6 +116,34 @@ onEachDevice(
   OPS,
 )
 
+onEachDevice(
+  'adamw and the norm give the same for aligned tensors',
+  async () => {
+    const random = new Random(5)
+    for (const size of [1003, 32768]) {
+      const [params, grads] = [singles(random.normal(size)), singles(random.normal(size))]
+      const moved = start(params, 'bf16').state
+      const zeros = new Float64Array(size)
+      const aligned = {
+        params: tensor(params, [size]),
+        m: tensor(zeros, [size]),
+        v: tensor(zeros, [size]),
+        grads: tensor(grads, [size]),
+        copy: tensor(zeros, [size], 'bf16'),
+      }
+      moved.grads.write(Float32Array.from(grads))
+      const options = { ...PLAIN, decayCount: 501, maxNorm: 1 }
+      const schedule = tensor([0.01, 1], [2])
+      const norms = [moved, aligned].map(state => globalNorm(state.grads))
+      assertSame(await valuesOf(norms[1]!), await valuesOf(norms[0]!), 'norm')
+      for (const state of [moved, aligned]) adamw({ ...state, norm: norms[0]!, schedule }, options)
+      for (const key of ['params', 'm', 'v', 'copy'] as const)
+        assertSame(await valuesOf(aligned[key]), await valuesOf(moved[key]!), `${size}: ${key}`)
+    }
+  },
+  OPS,
+)
+
 interface Golden {
   options: Required<Omit<AdamWOptions, 'decayCount'>>
   decayCount: number
