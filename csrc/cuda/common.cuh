@@ -181,15 +181,15 @@ __device__ inline T warp_join(T x, Join join) {
 }
 __device__ inline float warp_sum(float x) { return warp_join(x, Add()); }
 
-// Over a block of kThreads threads; every thread gets the result. scratch: [kWarps], shared.
-template <class T, class Join>
+// Over a block of `warps` warps; every thread gets the result. scratch: [warps], shared.
+template <int warps = kWarps, class T, class Join>
 __device__ inline T block_join(T x, Join join, T* scratch) {
   x = warp_join(x, join);
   __syncthreads();  // the scratch may still be read from the last time
   if (lane() == 0) scratch[warp()] = x;
   __syncthreads();
   T all = scratch[0];
-  for (int w = 1; w < kWarps; w++) all = join(all, scratch[w]);
+  for (int w = 1; w < warps; w++) all = join(all, scratch[w]);
   return all;
 }
 

@@ -20,7 +20,7 @@ namespace tc::cuda {
 
 namespace {
 
-constexpr int kWave = 6;             // blocks of adamw_kernel2 on a multiprocessor
+constexpr int kWave = 5;             // blocks of adamw_kernel2 on a multiprocessor
 constexpr int64_t kBlock = 1 << 14;  // elements whose squares one block adds
 
 __global__ void global_norm_kernel1(double* sums, const float* grads, int64_t n) {
@@ -40,15 +40,7 @@ __global__ void global_norm_kernel2(double* sums, const float* grads, int64_t n,
   for (int64_t at = begin + threadIdx.x * 4; at < end; at += kStep * kLoads) {
     float g[kLoads][4];
 #pragma unroll
-    for (int k = 0; k < kLoads; k++) {
-      const int64_t from = at + k * kStep;
-      if (from + 4 <= end) {
-        load(g[k], grads + from, vector);
-      } else {
-#pragma unroll
-        for (int j = 0; j < 4; j++) g[k][j] = from + j < end ? grads[from + j] : 0;
-      }
-    }
+    for (int k = 0; k < kLoads; k++) load_some(g[k], grads, at + k * kStep, end, vector);
 #pragma unroll
     for (int k = 0; k < kLoads; k++)
 #pragma unroll
@@ -125,21 +117,16 @@ __global__ void __launch_bounds__(kThreads, kWave)
   const int64_t step = gridDim.x * int64_t(kThreads) * 4;
   for (int64_t at = (blockIdx.x * int64_t(kThreads) + threadIdx.x) * 4; at < n; at += step) {
     float of_p[4], of_m[4], of_v[4], of_g[4];
-    load_pack(of_g, grads, at, n, vector);
-    load_pack(of_p, params, at, n, vector);
-    load_pack(of_m, m, at, n, vector);
-    load_pack(of_v, v, at, n, vector);
+    load_some(of_g, grads, at, n, vector);
+    load_some(of_p, params, at, n, vector);
+    load_some(of_m, m, at, n, vector);
+    load_some(of_v, v, at, n, vector);
 #pragma unroll
     for (int k = 0; k < 4; k++) update(s, c, of_g[k], at + k < c.decay_count, of_p[k], of_m[k], of_v[k]);
-    store_pack(params, at, of_p, n, vector);
-    store_pack(m, at, of_m, n, vector);
-    store_pack(v, at, of_v, n, vector);
-    if (!copy) continue;
-    if (at + 4 <= n) {
-      store(copy + at, of_p, vector);
-    } else {
-      for (int k = 0; at + k < n; k++) from_float(copy[at + k], of_p[k]);
-    }
+    store_some(params, at, of_p, n, vector);
+    store_some(m, at, of_m, n, vector);
+    store_some(v, at, of_v, n, vector);
+    if (copy) store_some(copy, at, of_p, n, vector);
   }
 }
 

@@ -113,20 +113,20 @@ __device__ inline void round_to(float (&x)[N]) {
   }
 }
 
-// The pack of a row of C elements that begins at `column`; behind the row: 0.
-template <class T>
-__device__ inline void load_pack(float (&x)[kPack<T>], const T* row, int64_t column, int64_t C, bool vector) {
-  if (column + kPack<T> <= C) return load(x, row + column, vector);
+// The N elements from `at` on of n in all; behind them: 0.
+template <class T, int N>
+__device__ inline void load_some(float (&x)[N], const T* from, int64_t at, int64_t n, bool vector) {
+  if (at + N <= n) return load(x, from + at, vector);
 #pragma unroll
-  for (int k = 0; k < kPack<T>; k++) x[k] = column + k < C ? to_float(row[column + k]) : 0;
+  for (int k = 0; k < N; k++) x[k] = at + k < n ? to_float(from[at + k]) : 0;
 }
 // To device memory.
-template <class T>
-__device__ inline void store_pack(T* row, int64_t column, const float (&x)[kPack<T>], int64_t C, bool vector) {
-  if (column + kPack<T> <= C) return store(row + column, x, vector);
+template <class T, int N>
+__device__ inline void store_some(T* to, int64_t at, const float (&x)[N], int64_t n, bool vector) {
+  if (at + N <= n) return store(to + at, x, vector);
 #pragma unroll
-  for (int k = 0; k < kPack<T>; k++)
-    if (column + k < C) from_float(row[column + k], x[k]);
+  for (int k = 0; k < N; k++)
+    if (at + k < n) from_float(to[at + k], x[k]);
 }
 
 // A lane's share of a row of C elements: packs lane, lane + 32, ..., at most P of them. f(p, column)
@@ -142,14 +142,14 @@ __device__ inline void load_piece(float (&x)[kPack<T>], const T* row, int64_t co
   if constexpr (vector)
     load(x, row + column, true);
   else
-    load_pack(x, row, column, C, false);
+    load_some(x, row, column, C, false);
 }
 template <bool vector, class T>
 __device__ inline void store_piece(T* row, int64_t column, const float (&x)[kPack<T>], int64_t C) {
   if constexpr (vector)
     store(row + column, x, true);
   else
-    store_pack(row, column, x, C, false);
+    store_some(row, column, x, C, false);
 }
 template <bool vector, class T, int P>
 __device__ inline void load_row(float (&x)[P][kPack<T>], const T* row, int64_t C) {

@@ -4,9 +4,11 @@ Random numbers from Philox4x32-10, one word an element; a thread makes the four 
   uniform: low + (high - low)·u,  u = upper 24 bits of the word / 2^24
   normal:  Box and Muller 1958 over the words of a pair of elements (2k, 2k+1):
            sqrt(-2 ln u1)·(cos, sin)(2π u2),  u1 in (0, 1]
-  dropout: out = residual + (u >= p ? x / (1 - p) : 0)
+  dropout: out = residual + (u >= p ? x / (1 - p) : 0); kernel2 moves the four elements of a counter at once
+Not run on a GPU.
 */
 #include "kernels.h"
+#include "pack.cuh"
 #include "random.cuh"
 
 namespace tc::cuda {
@@ -53,6 +55,22 @@ __global__ void dropout_kernel1(T* out, const T* x, const T* residual, const int
   });
 }
 
+template <class T>
+__global__ void dropout_kernel2(T* out, const T* x, const T* residual, const int32_t* rng, uint32_t stream, float p,
+                                float keep, int64_t n, bool vector) {
+  for_blocks(n, rng, stream, [&](int64_t k, const Philox4& four) {
+    float kept[4], more[4];
+    load_some(kept, x, k, n, vector);
+    if (residual) load_some(more, residual, k, n, vector);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      kept[i] = philox_uniform(four.word[i]) >= p ? kept[i] * keep : 0;
+      if (residual) kept[i] += more[i];
+    }
+    store_some(out, k, kept, n, vector);
+  });
+}
+
 }  // namespace
 
 void random_uniform(const Args& x, const Context& c) {
@@ -75,8 +93,14 @@ void dropout(const Args& x, const Context& c) {
   const int64_t n = x.in[0].size();
   with_float(x.in[0].dtype, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
-    run(c, dropout_kernel1<T>, blocks_for(c, divide_up(n, 4)), kThreads, x.out[0].as<T>(), x.in[0].as<T>(),
-        x.in[2].as<T>(), x.in[1].i32(), uint32_t(x.i(1)), x.f(0), 1 / (1 - x.f(0)), n);
+    T *out = x.out[0].as<T>(), *in = x.in[0].as<T>(), *residual = x.in[2].as<T>();
+    const dim3 grid = blocks_for(c, divide_up(n, 4));
+    const float keep = 1 / (1 - x.f(0));
+    if (c.plain)
+      run(c, dropout_kernel1<T>, grid, kThreads, out, in, residual, x.in[1].i32(), uint32_t(x.i(1)), x.f(0), keep, n);
+    else
+      run(c, dropout_kernel2<T>, grid, kThreads, out, in, residual, x.in[1].i32(), uint32_t(x.i(1)), x.f(0), keep, n,
+          is_vector(out) && is_vector(in) && is_vector(residual));
   });
 }
 

@@ -37,7 +37,14 @@ const SM80 = ['attention.test.js', 'attention_laws.test.js']
 const SM90 = ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js']
 // Those that use clusters, and those that have faster kernels for all GPUs.
 const CLUSTERS = ['loss.test.js', 'head_loss.test.js']
-const FASTER = ['loss.test.js', 'head_loss.test.js', 'norm.test.js', 'optim.test.js']
+const FASTER = [
+  'loss.test.js',
+  'head_loss.test.js',
+  'norm.test.js',
+  'optim.test.js',
+  'elementwise.test.js',
+  'random.test.js',
+]
 
 for (const file of files)
   test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
