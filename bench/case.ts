@@ -1,8 +1,9 @@
 // A bench case as data: what is called, with which shapes, filled with what.
-import type { DType, TensorSpec } from '../lib/native.js'
+import type { DType, Precision, TensorSpec } from '../lib/native.js'
 import { type Call, type Cost, costOf } from './cost.js'
 
-export type Precision = 'f32' | 'bf16'
+export type { Precision }
+/** What `auto` benches: every device has them. */
 export const PRECISIONS: readonly Precision[] = ['f32', 'bf16']
 
 /** How an input is filled before it is timed: never with zeros. */

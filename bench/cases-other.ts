@@ -1,5 +1,5 @@
 // Norms, elementwise ops, embeddings, the optimizer, random numbers, sampling: bound by memory where the vectors are well used.
-import type { TensorSpec } from '../lib/native.js'
+import { DTYPES, type TensorSpec } from '../lib/native.js'
 import { type BenchCase, type CallSpec, type InputSpec, input, opCase, type Precision } from './case.js'
 
 const R = 1024
@@ -67,8 +67,7 @@ function flat(
   scalars: number[] = [],
   variant?: string,
 ): BenchCase {
-  const made: TensorSpec =
-    op === 'cast' ? { dtype: scalars[0] === 1 ? 'bf16' : 'f32', shape: [N] } : { dtype: p, shape: [N] }
+  const made: TensorSpec = { dtype: op === 'cast' ? DTYPES[scalars[0]!]! : p, shape: [N] }
   return opCase({ axes: { N }, dtype: p, variant, why, call: { op, inputs, outputs: ['new'], scalars }, makes: [made] })
 }
 
@@ -83,7 +82,7 @@ function elementwise(p: Precision): BenchCase[] {
     flat(p, 'add', C, 'a residual of 124M', [x(C), x(C)]),
     p === 'f32'
       ? flat(p, 'cast', 4 * F, 'f32 to bf16', [x(4 * F)], [1], 'to_bf16')
-      : flat(p, 'cast', 4 * F, 'bf16 to f32', [x(4 * F)], [0], 'to_f32'),
+      : flat(p, 'cast', 4 * F, `${p} to f32`, [x(4 * F)], [0], 'to_f32'),
     flat(p, 'dropout', C, 'dropout after a residual branch of 124M', [x(C), rng, x(C)], [0.1, 3]),
     opCase({
       axes: { N: F },
@@ -99,7 +98,7 @@ function embeddings(p: Precision): BenchCase[] {
   const [B, T, C] = [4, 256, 768]
   const tokens = input('i32', [B, T], 'tokens', { vocab: V })
   const positions = input('i32', [B, T], 'positions')
-  const tables = (dtype: 'f32' | 'bf16'): InputSpec[] => [input(dtype, [Vp, C]), input(dtype, [1024, C])]
+  const tables = (dtype: Precision): InputSpec[] => [input(dtype, [Vp, C]), input(dtype, [1024, C])]
   const shape = { axes: { B, T, C, V }, dtype: p, why: '124M, tokens spread as in text' }
   const out = { dtype: p, shape: [B, T, C] }
   return [
@@ -126,7 +125,7 @@ function embeddings(p: Precision): BenchCase[] {
   ]
 }
 
-/** The flat buffers of 124M; in bf16 the compute copy of the weights is written as well. */
+/** The flat buffers of 124M; in 16 bits the compute copy of the weights is written as well. */
 export function optimizer(p: Precision): BenchCase[] {
   const N = N124
   const grads = input('f32', [N], 'normal', { std: 1e-3 })
@@ -134,7 +133,7 @@ export function optimizer(p: Precision): BenchCase[] {
   const call: CallSpec = {
     op: 'adamw',
     inputs: [grads, input('f32', [2], 'schedule'), input('f32', [1], 'one')],
-    outputs: [input('f32', [N], 'normal', { std: 0.02 }), ...moments, p === 'bf16' ? input('bf16', [N]) : 'skip'],
+    outputs: [input('f32', [N], 'normal', { std: 0.02 }), ...moments, p === 'f32' ? 'skip' : input(p, [N])],
     scalars: [0.9, 0.95, 1e-8, 0.1, 1, N],
   }
   const norm = flat('f32', 'global_norm', N, 'gradient clipping of 124M', [grads])

@@ -1,4 +1,5 @@
 import { type GPT2Config, parameterCount, parseModel } from '../lib/model/config.js'
+import { DTYPE_BYTES } from '../lib/native.js'
 import type { BenchCase, Precision, StepSpec } from './case.js'
 import { type Cost, visiblePairs } from './cost.js'
 
@@ -31,12 +32,12 @@ export function forwardFlops({ layers: L, width: C, vocabSize: V }: GPT2Config, 
 export function stepCost({ model, teacher, topK, B, T }: StepSpec, dtype: Precision): Cost {
   const config = configOf(model)
   const N = parameterCount(config)
-  const width = dtype === 'bf16' ? 2 : 4
+  const width = DTYPE_BYTES[dtype]
   const scores = 4 * B * config.width * config.layers * visiblePairs(T, T)
   const tutor = teacher && !topK ? configOf(teacher) : null
   return {
     flops: 3 * forwardFlops(config, B, T) + 0.5 * scores + (tutor ? forwardFlops(tutor, B, T) : 0),
-    bytes: N * (2 * width + 8 + 4 + 28 + (dtype === 'bf16' ? 2 : 0)) + (tutor ? parameterCount(tutor) * width : 0),
+    bytes: N * (2 * width + 8 + 4 + 28 + (dtype === 'f32' ? 0 : width)) + (tutor ? parameterCount(tutor) * width : 0),
   }
 }
 

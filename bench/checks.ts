@@ -30,10 +30,10 @@ export async function slice(tensor: Tensor, offset: number, count: number): Prom
   return data
 }
 
-/** Fails unless got is want within a share of the largest want: 2e-4 in f32, 2e-2 in bf16. */
+/** Fails unless got is want within a share of the largest want: 2e-4 in f32, 2e-2 in 16 bits. */
 export function near(what: string, got: ArrayLike<number>, want: ArrayLike<number>, dtype: string): void {
   const scale = Array.from(want).reduce((most, x) => Math.max(most, Math.abs(x)), 0)
-  const bound = scale * (dtype === 'bf16' ? 2e-2 : 2e-4)
+  const bound = scale * (dtype === 'bf16' || dtype === 'f16' ? 2e-2 : 2e-4)
   if (!(scale > 0) || got.length !== want.length) throw new Error(`${what}: nothing to compare with`)
   for (let k = 0; k < want.length; k++)
     if (!(Math.abs(got[k] - want[k]) <= bound))

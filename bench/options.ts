@@ -34,9 +34,9 @@ export type Command = { name: 'bench'; options: BenchOptions } | { name: 'profil
 const COMMON = {
   device: { type: 'string', describe: 'cpu, cuda[:n], metal; default cpu, with --bars cuda' },
   precision: {
-    choices: ['auto', ...PRECISIONS] as const,
+    choices: ['auto', 'f32', 'bf16', 'f16'] as const,
     default: 'auto',
-    describe: 'auto: all for bench, bf16 for profile',
+    describe: 'auto: f32 and bf16 for bench, bf16 for profile; f16 on metal only',
   },
   threads: { type: 'number', default: 0, describe: 'CPU threads; 0: all' },
   json: { type: 'string', describe: 'write the results to this file' },
