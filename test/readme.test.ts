@@ -22,6 +22,16 @@ test('its table has every op of the op table once, and the CPU has them all', ()
   assert.equal(backends().find(backend => backend.name === 'cpu')!.missing, '')
 })
 
+test('its table says which devices have f16', () => {
+  for (const { name, precisions } of backends()) {
+    const rows = [...README.matchAll(new RegExp(`^\\| ${name}\\b[^|]*\\|[^|]*\\|[^|]*\\|[^|]*\\| (yes|no) \\|`, 'gm'))]
+    assert.ok(rows.length > 0, name)
+    if (precisions)
+      // of a library that is here
+      for (const [row, f16] of rows) assert.equal(f16, precisions.split(' ').includes('f16') ? 'yes' : 'no', row)
+  }
+})
+
 test('there are examples', () => assert.equal(blocks.length, 2))
 
 for (const [k, [, code]] of blocks.entries())
