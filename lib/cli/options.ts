@@ -43,7 +43,7 @@ export const COMMON: Options = {
   precision: {
     kind: 'text',
     choices: ['auto', 'f32', 'bf16', 'f16'],
-    describe: 'of weights and activations; auto is bf16 where the device multiplies it faster',
+    describe: 'of weights and activations; auto is bf16 where the device multiplies it faster, f16 needs metal',
     fallback: 'auto',
   },
   seed: { kind: 'number', range: WHOLE, describe: 'of all random numbers', fallback: '0' },

@@ -118,6 +118,6 @@ async function diverged(
   const where = name ? `the gradient of ${name} is not finite` : `the norm of the gradients is ${figures.gradNorm}`
   const last = step > 1 ? `the checkpoint of step ${step - 1} in ${run.path} is good` : 'no step was made'
   return new TrainCoreError('ERR_DATA', `training stopped at step ${step}: ${where} (loss ${figures.loss}); ${last}`, {
-    help: 'use a smaller --lr, a longer --warmup or --precision f32',
+    help: `use a smaller --lr, a longer --warmup or --precision ${trainer.model.precision === 'f16' ? 'bf16' : 'f32'}`,
   })
 }

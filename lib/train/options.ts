@@ -14,7 +14,7 @@ export interface TrainOptions {
   /** field of jsonl rows that holds the text; default `text`, and Open Assistant's trees and messages are read as conversations */
   textField?: string
   device?: string
-  /** `auto`: bf16 where the device multiplies it faster than f32, else f32 */
+  /** `auto`: bf16 where the device multiplies it faster than f32, else f32; f16 (Metal only) trains with a scaled loss */
   precision?: 'auto' | Precision
   /** CPU threads; default all */
   threads?: number

@@ -4,15 +4,17 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { emulatorReason } from '../metal-emu/emulated.js'
-import { scratch, trainCore } from './command-line.js'
+import { type Ended, scratch, trainCore } from './command-line.js'
 
 writeFileSync(join(scratch(), 'data.txt'), 'the cat sat on the mat and the dog sat on the log. '.repeat(60))
 const DATA = ['--data', 'data.txt', '--tokenizer', 'byte', '--seq-len', '16']
 const PRETRAIN = ['pretrain', '--model', 'L=1,H=2,C=16', ...DATA, '--batch-size', '4', '--lr', '0.01', '--quiet']
 
+const runOnMetal = (...args: string[]): Promise<Ended> =>
+  trainCore([...args, '--device', 'metal'], { env: { TRAIN_CORE_METAL: 'emulator' } })
+
 async function onMetal(...args: string[]): Promise<string> {
-  const env = { TRAIN_CORE_METAL: 'emulator' }
-  const ended = await trainCore([...args, '--device', 'metal'], { env })
+  const ended = await runOnMetal(...args)
   assert.equal(ended.code, 0, `train-core ${args.join(' ')}\n${ended.stdout}${ended.stderr}`)
   return ended.stdout
 }
@@ -53,4 +55,14 @@ test('on emulated Metal', { skip: emulatorReason() }, async () => {
 
   const generate = ['generate', ...model, '--prompt', 'the ', '--max-tokens', '8', '--temperature', '0', '--precision']
   assert.equal(await onMetal(...generate, 'f16'), await onMetal(...generate, 'f32'))
+})
+
+test('weights beyond f16 end a run with a word about bf16', { skip: emulatorReason() }, async () => {
+  const grow = ['--lr', '1e6', '--warmup', '0', '--steps', '4', '--out', 'grown']
+  const { code, stderr } = await runOnMetal(...PRETRAIN, ...grow, '--precision', 'f16')
+  assert.equal(code, 1)
+  assert.match(
+    stderr,
+    /^train-core: training stopped at step 2: .* not finite \(loss NaN\); .*help: .* --precision bf16\n$/,
+  )
 })
