@@ -97,7 +97,13 @@ forEachDevice(
       assertSame(
         await valuesOf(run('add', [a, b], [a])[0]!),
         x.map((v, k) => round(Math.fround(v + y[k]!))),
-        'in place',
+        'add in place',
+      )
+      assert.equal(scale(b, by, factor, b), b)
+      assertSame(
+        await valuesOf(b),
+        y.map(v => round(Math.fround(both * v))),
+        'scale in place',
       )
     }
   },
