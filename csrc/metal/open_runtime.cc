@@ -31,9 +31,10 @@ void* emulator_library(char* reason) {
   return library;
 }
 
-bool wants_emulator() {
+// TRAIN_CORE_METAL: "emulator", or "off" for machines whose GPU is of no use, as hosted Macs' are.
+bool wants(const char* what) {
   const char* wanted = std::getenv("TRAIN_CORE_METAL");
-  return wanted && std::strcmp(wanted, "emulator") == 0;
+  return wanted && std::strcmp(wanted, what) == 0;
 }
 
 Runtime* open_emulator(char* reason) {
@@ -53,11 +54,16 @@ Runtime* open_system_runtime(char* reason) {
 }
 #endif
 
-Runtime* open_runtime(char* reason) { return wants_emulator() ? open_emulator(reason) : open_system_runtime(reason); }
+Runtime* open_runtime(char* reason) {
+  if (wants("emulator")) return open_emulator(reason);
+  if (!wants("off")) return open_system_runtime(reason);
+  say(reason, "turned off by TRAIN_CORE_METAL=off; help: use --device cpu");
+  return nullptr;
+}
 
 bool runtime_available(char* reason) {
-  if (wants_emulator()) return emulator_library(reason) != nullptr;
-  Runtime* runtime = open_system_runtime(reason);
+  if (wants("emulator")) return emulator_library(reason) != nullptr;
+  Runtime* runtime = open_runtime(reason);
   delete runtime;
   return runtime != nullptr;
 }

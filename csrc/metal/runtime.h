@@ -62,7 +62,7 @@ class Runtime {
   virtual void forget(Buffer*, size_t /*offset*/, size_t /*bytes*/) {}
 };
 
-// nullptr and a reason (and help) where there is no Metal device. TRAIN_CORE_METAL=emulator opens the tests' emulator.
+// nullptr and a reason (and help) where there is no Metal device. TRAIN_CORE_METAL=emulator: the tests' emulator; off: none.
 Runtime* open_runtime(char* reason);
 bool runtime_available(char* reason);
 

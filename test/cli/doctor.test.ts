@@ -83,6 +83,12 @@ for (const { name, available } of backends())
     assert.match(stderr, new RegExp(`^train-core: ${name}: .*help: .*\\n$`))
   })
 
+test('Metal can be turned off', async () => {
+  const { code, stderr } = await trainCore(['doctor', '--device', 'metal'], { env: { TRAIN_CORE_METAL: 'off' } })
+  assert.equal(code, 1)
+  assert.equal(stderr, 'train-core: metal: turned off by TRAIN_CORE_METAL=off; help: use --device cpu\n')
+})
+
 test('metal, emulated: right where it has kernels, and the rest is named', { skip: emulatorReason() }, async () => {
   const { code, stdout } = await trainCore(['doctor', '--device', 'metal', '--json'], {
     env: { TRAIN_CORE_METAL: 'emulator' },
