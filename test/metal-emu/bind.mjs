@@ -18,6 +18,9 @@ const BUILTINS = new Set([
   'threads_per_simdgroup',
 ])
 
+// Of a kernel, all must be scalars or vectors of one width (Metal Shading Language Specification 5.2.3.6).
+const POSITIONS = [...BUILTINS].filter(name => /position_in|threads_per_(threadgroup|grid)|threadgroups_per/.test(name))
+
 /** The text with comments blanked, so that offsets and lines stay. */
 function withoutComments(text) {
   const blank = comment => comment.replace(/[^\n]/g, ' ')
@@ -87,9 +90,14 @@ export function scan(text, file) {
     const threads = /max_total_threads_per_threadgroup\((\d+)\)/.exec(match[1])?.[1]
     if (!threads) failAt(match.index)(`${match[2]} needs max_total_threads_per_threadgroup`)
     const used = new Set()
-    const args = splitAtCommas(source.slice(open + 1, closing(source, open))).map(p =>
-      argOf(p.text, used, failAt(open + 1 + p.at + p.text.search(/\S/))),
-    )
+    const parameters = splitAtCommas(source.slice(open + 1, closing(source, open)))
+    const args = parameters.map(p => argOf(p.text, used, failAt(open + 1 + p.at + p.text.search(/\S/))))
+    const widths = new Set()
+    for (const p of parameters) {
+      const [, width, name] = /\bu(?:int|short)([23]?)\b[^[]*\[\[\s*(\w+)\s*\]\]/.exec(p.text) ?? []
+      if (POSITIONS.includes(name)) widths.add(width)
+    }
+    if (widths.size > 1) failAt(match.index)(`${match[2]}: positions and sizes of different widths`)
     const template = /template\s*<[^;{}]*>\s*$/.test(source.slice(0, match.index))
     const end = closing(source, source.indexOf('{', closing(source, open)))
     kernels.push({ name: match[2], args, threads, template, at: match.index, body: source.slice(match.index, end) })
@@ -122,11 +130,10 @@ function lint(source, failAt) {
   for (const m of source.matchAll(/^[ \t]+threadgroup\s+\w[\w:<>, ]*\s+\w+\s*\[(?!\[)/gm))
     failAt(m.index)('threadgroup memory must be a kernel argument')
   const plain = '(?:float|half|bf16|int|uint|short|ushort|uchar|bool|T|A|B)[234]?'
-  for (const m of source.matchAll(
-    new RegExp(`\\b(\\w+)\\s+((?:const\\s+)?${plain}(?:\\s+const)?)\\s*([*&])\\s*(\\w+)`, 'g'),
-  ))
+  const pointer = `(^|[(,;{}=]|\\b\\w+)\\s*\\b((?:const\\s+)?${plain}(?:\\s+const)?)\\s*([*&])\\s*(\\w+|\\))`
+  for (const m of source.matchAll(new RegExp(pointer, 'gm')))
     if (!['device', 'constant', 'threadgroup', 'thread', 'const', 'return'].includes(m[1]))
-      failAt(m.index)(`${m[3]} ${m[4]}: no address space`)
+      failAt(m.index + m[1].length + 1)(`${m[3]} ${m[4]}: no address space`)
   for (const m of source.matchAll(/^\s*#\s*include\b/gm)) failAt(m.index)('only prelude.metal includes')
   for (const m of source.matchAll(/\b(double|new|delete|throw|try|virtual|dynamic_cast|std::\w+|goto)\b/g))
     failAt(m.index)(`${m[1]} is not in Metal`)
