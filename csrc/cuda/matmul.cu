@@ -2,8 +2,8 @@
 //
 //   out = epilogue(op(a) · op(b) + bias) + residual;  every sum runs over the inner dimension in order
 #include "kernels.h"
-#include "math.cuh"
 #include "matmul.cuh"
+#include "matmul_sm80.h"
 #include "matmul_sm90.h"
 
 namespace tc::cuda {
@@ -24,17 +24,6 @@ __device__ void load_piece(float (*piece)[kTile + 1], const T* x, int64_t ld, bo
     const int64_t at = steps_are_rows ? (step + s) * ld + line + i : (line + i) * ld + step + s;
     piece[s][i] = inside ? to_float(x[at]) : 0;
   }
-}
-
-__device__ void finish(const Product& p, int64_t m, int64_t n, float sum) {
-  const int64_t dense = m * p.N + n, at = m * p.ldo + n;
-  if (p.bias.data) sum += p.bias[n];
-  if (p.pre_out.data) p.pre_out.set(dense, sum);
-  if (p.epilogue == Epilogue::gelu) sum = gelu_of(sum);
-  if (p.epilogue == Epilogue::gelu_backward) sum *= gelu_slope(p.pre[dense]);
-  if (p.residual.data) sum += p.residual[dense];
-  if (p.accumulate) sum += p.out[at];
-  p.out.set(at, sum);
 }
 
 template <class A, class B>
@@ -59,7 +48,15 @@ __global__ void matmul_kernel1(Product p) {
   }
   for (int i = 0; i < kOwn; i++)
     for (int j = 0; j < kOwn; j++)
-      if (m0 + row + i < M && n0 + column + 16 * j < p.N) finish(p, m0 + row + i, n0 + column + 16 * j, sum[i][j]);
+      if (m0 + row + i < M && n0 + column + 16 * j < p.N) finish_one(p, m0 + row + i, n0 + column + 16 * j, sum[i][j]);
+}
+
+__global__ void matmul_splits_kernel1(Product p, const float* partial, int splits, int64_t slab) {
+  const int64_t k = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  if (k >= p.rows.of(p.M) * p.N) return;
+  float sum = 0;
+  for (int s = 0; s < splits; s++) sum += partial[s * slab + k];
+  finish_one(p, k / p.N, k % p.N, sum);
 }
 
 // A thread a column, a block of rows for each blockIdx.y: partial[block][N].
@@ -95,13 +92,22 @@ void multiply_plain(const Context& c, const Product& p) {
     run(c, p.b.is_bf16 ? matmul_kernel1<float, bf16> : matmul_kernel1<float, float>, grid, kThreads, p);
 }
 
-void multiply(const Context& c, const Product& p, void* workspace) {
-  if (fits_sm90(c, p))
-    multiply_sm90(c, p, workspace);
-  else
-    multiply_plain(c, p);
+void add_splits(const Context& c, const Product& p, const void* partial, int splits, int64_t slab) {
+  run(c, matmul_splits_kernel1, dim3(unsigned(divide_up(p.M * p.N, kThreads))), kThreads, p,
+      static_cast<const float*>(partial), splits, slab);
 }
-size_t product_workspace(const Context& c, const Product& p) { return fits_sm90(c, p) ? workspace_sm90(c, p) : 0; }
+
+void multiply(const Context& c, const Product& p, void* workspace) {
+  if (fits_sm90(c, p)) {
+    if (multiply_sm90(c, p, workspace)) return;
+    workspace = nullptr;  // its size was meant for that one
+  }
+  if (fits_sm80(c, p)) return multiply_sm80(c, p, workspace);
+  multiply_plain(c, p);
+}
+size_t product_workspace(const Context& c, const Product& p) {
+  return fits_sm90(c, p) ? workspace_sm90(c, p) : fits_sm80(c, p) ? workspace_sm80(c, p) : 0;
+}
 
 namespace {
 Product product_of(const Args& x) {

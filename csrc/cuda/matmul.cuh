@@ -1,6 +1,7 @@
 // The matrix product that the other families use too.
 #pragma once
 #include "common.cuh"
+#include "math.cuh"
 
 namespace tc::cuda {
 
@@ -43,5 +44,19 @@ struct Product {
 void multiply(const Context& c, const Product& p, void* workspace = nullptr);
 void multiply_plain(const Context& c, const Product& p);  // kernel1, for any product: the reference of the others
 size_t product_workspace(const Context& c, const Product& p);
+// out from the sums of `splits` stretches of the inner dimension, partial[splits][slab], each [M,N], added in order.
+void add_splits(const Context& c, const Product& p, const void* partial, int splits, int64_t slab);
+
+// One element of out from its sum.
+__device__ inline void finish_one(const Product& p, int64_t m, int64_t n, float sum) {
+  const int64_t dense = m * p.N + n, at = m * p.ldo + n;
+  if (p.bias.data) sum += p.bias[n];
+  if (p.pre_out.data) p.pre_out.set(dense, sum);
+  if (p.epilogue == Epilogue::gelu) sum = gelu_of(sum);
+  if (p.epilogue == Epilogue::gelu_backward) sum *= gelu_slope(p.pre[dense]);
+  if (p.residual.data) sum += p.residual[dense];
+  if (p.accumulate) sum += p.out[at];
+  p.out.set(at, sum);
+}
 
 }  // namespace tc::cuda

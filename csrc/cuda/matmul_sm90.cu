@@ -9,7 +9,7 @@ bring boxes of 64 contiguous elements of either.
 A block is three warpgroups: one thread of the first issues the bulk copies into a ring of stages; the two others
 multiply, 64 x BN sums each in registers. Block tile 128 x BN x 64; one block an SM walks over the tiles, so the loads
 of the next run under the epilogue. Each warp finishes its 16 rows alone, 128 bytes of columns at a time, through
-swizzled staging into bulk stores, which clip at M and N. Few tiles and a long inner dimension (wgrad): the latter is
+swizzled staging into bulk stores, which clip at M and N. Few tiles and a long inner dimension: the latter is
 split, the partial sums go to a workspace and are added in order.
 
 Ladder of its prototype (H100 80GB HBM3, CUDA 13.0; TFLOP/s at 16384 x 3072 x 768, cuBLAS 627): 128x128 tile a block
@@ -356,17 +356,6 @@ __global__ void __launch_bounds__(kBlock, 1) matmul_kernel2(const __grid_constan
 #endif
 }
 
-// out = or += the sum of the splits' partial sums, in order.
-__global__ void matmul_splits_kernel1(Floats out, const float* partial, int64_t M, int64_t N, int64_t ldo, int splits,
-                                      int64_t slab, bool accumulate) {
-  const int64_t k = blockIdx.x * int64_t(kThreads) + threadIdx.x;
-  if (k >= M * N) return;
-  const int64_t at = k / N * ldo + k % N;
-  float sum = accumulate ? out[at] : 0;
-  for (int s = 0; s < splits; s++) sum += partial[s * slab + k];
-  out.set(at, sum);
-}
-
 template <int BN, int TA, int TB, int MODE>
 void launch(const Context& c, const Maps& maps, const Plan& p) {
   const auto kernel = matmul_kernel2<BN, TA, TB, MODE>;
@@ -407,7 +396,7 @@ bool built(const Product& p) {
   if (p.epilogue != Epilogue::none && p.residual.data) return false;
   if (p.trans_a) return p.trans_b == false && (mode == kF32Add || mode == kF32 || mode == kBf16);
   if (p.trans_b) return mode == kBf16 || mode == kBiasResidual || mode == kSlope || mode == kF32;
-  return mode == kBf16 || mode == kBias || mode == kBiasGelu || mode == kBiasResidual;
+  return mode == kBf16 || mode == kBias || mode == kBiasGelu || mode == kBiasResidual || mode == kF32;
 }
 
 // Picks the tile's width and the number of splits with the smallest modelled time: waves x (k-blocks x cost of one +
@@ -452,7 +441,7 @@ Plan make_plan(const Context& c, const Product& p, bool may_split) {
   if (plan.splits > 1) plan.slab_rows = tiles_m * kRows;
   return plan;
 }
-bool may_split(const Product& p) { return p.trans_a && p.N % 4 == 0 && !p.steps.total; }
+bool may_split(const Product& p) { return p.N % 4 == 0 && !p.rows.total && !p.steps.total; }
 
 }  // namespace
 
@@ -471,7 +460,7 @@ size_t workspace_sm90(const Context& c, const Product& p) {
   return plan.splits > 1 ? size_t(plan.splits * plan.slab_rows * p.N) * sizeof(float) : 0;
 }
 
-void multiply_sm90(const Context& c, const Product& p, void* workspace) {
+bool multiply_sm90(const Context& c, const Product& p, void* workspace) {
   const Plan plan = make_plan(c, p, workspace && may_split(p));
   const bool slabs = plan.splits > 1;
   const Floats to = slabs ? Floats{workspace, false} : p.out;
@@ -484,7 +473,7 @@ void multiply_sm90(const Context& c, const Product& p, void* workspace) {
   ok = ok && make_map(&maps.out, to, slabs ? plan.splits * plan.slab_rows : p.M, p.N, slabs ? p.N : p.ldo, 16);
   ok = ok && make_map(&maps.extra, extra.data ? extra : to, slabs ? plan.splits * plan.slab_rows : p.M, p.N,
                       slabs || extra.data ? p.N : p.ldo, 16);
-  if (!ok) return multiply_plain(c, p);  // a driver without tensor maps
+  if (!ok) return false;
   const Mode mode = slabs ? kF32 : mode_of(p);
   if (p.trans_a) {
     if (mode == kF32Add) launch<1, 1, kF32Add>(c, maps, plan);
@@ -500,10 +489,10 @@ void multiply_sm90(const Context& c, const Product& p, void* workspace) {
     if (mode == kBias) launch<0, 1, kBias>(c, maps, plan);
     if (mode == kBiasGelu) launch<0, 1, kBiasGelu>(c, maps, plan);
     if (mode == kBiasResidual) launch<0, 1, kBiasResidual>(c, maps, plan);
+    if (mode == kF32) launch<0, 1, kF32>(c, maps, plan);
   }
-  if (slabs)
-    run(c, matmul_splits_kernel1, dim3(unsigned(divide_up(p.M * p.N, kThreads))), kThreads, p.out,
-        static_cast<const float*>(workspace), p.M, p.N, p.ldo, plan.splits, plan.slab_rows * p.N, p.accumulate);
+  if (slabs) add_splits(c, p, workspace, plan.splits, plan.slab_rows * p.N);
+  return true;
 }
 
 }  // namespace tc::cuda

@@ -9,6 +9,6 @@ namespace tc::cuda {
 bool fits_sm90(const Context& c, const Product& p);
 // Bytes for the partial sums of a long inner dimension; without them the product runs in one piece.
 size_t workspace_sm90(const Context& c, const Product& p);
-void multiply_sm90(const Context& c, const Product& p, void* workspace);
+bool multiply_sm90(const Context& c, const Product& p, void* workspace);  // false: the driver has no tensor maps
 
 }  // namespace tc::cuda

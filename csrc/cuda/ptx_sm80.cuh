@@ -34,6 +34,9 @@ TC_PTX Words4 shared_load4(uint32_t from) {
                : "memory");
   return x;
 }
+TC_PTX void pair_store(uint32_t to, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
+}
 struct Pair {
   float x, y;
 };
@@ -43,10 +46,11 @@ TC_PTX Pair shared_load_pair(uint32_t from) {
   return p;
 }
 
-// 16 aligned bytes from global to shared memory, zeros where not `inside`; there after copy_wait().
-TC_PTX void copy_async(uint32_t to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
+// 16 aligned bytes from global to shared memory, zeros behind the first `bytes`; there after copy_wait().
+TC_PTX void copy_async_part(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+TC_PTX void copy_async(uint32_t to, const void* from, bool inside) { copy_async_part(to, from, inside ? 16 : 0); }
 TC_PTX void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 TC_PTX void copy_wait() {  // all but the last N groups of this thread are there

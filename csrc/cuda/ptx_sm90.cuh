@@ -136,9 +136,6 @@ TC_PTX void matrices_store(uint32_t to, const uint32_t (&m)[4]) {  // four 8x8 m
                "r"(m[2]), "r"(m[3])
                : "memory");
 }
-TC_PTX void pair_store(uint32_t to, float x, float y) {
-  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(x), "f"(y) : "memory");
-}
 
 #undef TC_PTX
 #endif

@@ -92,6 +92,7 @@ struct Fiber {
 struct Copy {
   uint8_t* to;
   const void* from;
+  size_t bytes;
   unsigned group;
 };
 
@@ -312,13 +313,13 @@ void together(void* mine, void (*all)(void* const* lanes)) {
   all(&operands[first]);
 }
 
-void copy_later(uint8_t* to, const void* from) {
+void copy_later(uint8_t* to, const void* from, size_t bytes) {
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) {
     std::fprintf(stderr, "cuda-emu: a copy of 16 bytes whose address is no multiple of 16\n");
     std::abort();
   }
   std::memset(to, 0xff, 16);
-  current->copies.push_back({to, from, current->group});
+  current->copies.push_back({to, from, bytes, current->group});
 }
 void commit_copies() { current->group++; }
 void finish_copies(unsigned pending) {
@@ -326,10 +327,10 @@ void finish_copies(unsigned pending) {
   for (const Copy& c : current->copies)
     if (c.group + pending >= current->group)
       left.push_back(c);
-    else if (c.from)
-      std::memcpy(c.to, c.from, 16);
-    else
+    else {
       std::memset(c.to, 0, 16);
+      if (c.bytes) std::memcpy(c.to, c.from, c.bytes);
+    }
   current->copies = std::move(left);
 }
 

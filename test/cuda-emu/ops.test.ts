@@ -33,7 +33,13 @@ async function runBothWays(file: string, env: Record<string, string>): Promise<C
 }
 
 // The families that use tensor cores (csrc/cuda/*_sm80.cu, *_sm90.cu).
-const SM80 = ['attention.test.js', 'attention_laws.test.js']
+const SM80 = [
+  'matmul.test.js',
+  'head_loss.test.js',
+  'head_top_k.test.js',
+  'attention.test.js',
+  'attention_laws.test.js',
+]
 const SM90 = ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js']
 // Those that use clusters, and those that have faster kernels for all GPUs.
 const CLUSTERS = ['loss.test.js', 'head_loss.test.js']

@@ -158,7 +158,7 @@ forEachDevice(
   async (device, precision) => {
     const random = new Random(14)
     const metal = device.name === 'metal' // its tiles are smaller, its emulator slow
-    const [M, N, K] = metal ? [72, 136, 40] : [200, 328, 264] // K: more steps than a ring of stages holds
+    const [M, N, K] = metal ? [72, 136, 40] : [232, 248, 264] // K: more steps than a ring of stages holds
     const bias = randomTensor(random, [N], precision)
     const [residual, pre] = [randomTensor(random, [M, N], precision), randomTensor(random, [M, N], precision)]
     const [c, r, p] = [await valuesOf(bias), await valuesOf(residual), await valuesOf(pre)]
@@ -166,6 +166,7 @@ forEachDevice(
       [false, false],
       [false, true],
       [true, false],
+      [true, true],
     ] as const) {
       const a = randomTensor(random, transA ? [K, M] : [M, K], precision)
       const b = randomTensor(random, transB ? [N, K] : [K, N], precision, 1 / Math.sqrt(K))
@@ -214,19 +215,61 @@ forEachDevice(
         })
       }
     }
-    // few tiles, a long inner dimension
-    const [long, side] = [2048, 72]
-    const [a, b] = [randomTensor(random, [long, side], precision), randomTensor(random, [long, side], precision)]
-    const [x, y] = [await valuesOf(a), await valuesOf(b)]
-    const shape = { M: side, N: side, K: long, transA: true, transB: false }
-    const [want, low] = [reference.matmul(x, y, shape), reference.matmul(x, y, shape, Math.fround)]
-    for (const dtype of resultsOf(precision))
-      assertClose(await matmul(a, b, { transA: true, dtype }).toFloat32(), want, {
-        name: `long ${dtype}`,
-        dtype,
-        low,
-        scale: Math.sqrt(long),
-      })
+    for (const t of [residual, pre, bias]) t.free()
+  },
+  { ops },
+)
+
+// Few tiles and a long inner dimension, which is split where that pays; tiles of which the last are partly empty.
+forEachDevice(
+  'aligned products of many tiles, or with a long inner dimension: every epilogue',
+  async (device, precision) => {
+    const random = new Random(15)
+    const shapes = [
+      [72, 72, 2048, true, false],
+      [40, 136, 2056, false, true],
+      [40, 264, 72, false, false],
+      [40, 136, 264, true, false],
+      [1160, 136, 64, false, false], // more rows of tiles than are walked together
+    ] as const
+    for (const [M, N, K, transA, transB] of device.name === 'metal' ? shapes.slice(0, 1) : shapes) {
+      const a = randomTensor(random, transA ? [K, M] : [M, K], precision)
+      const b = randomTensor(random, transB ? [N, K] : [K, N], precision, 1 / Math.sqrt(K))
+      const [bias, residual] = [randomTensor(random, [N], precision), randomTensor(random, [M, N], precision)]
+      const [x, y, c, r] = (await Promise.all([a, b, bias, residual].map(valuesOf))) as [
+        Float64Array,
+        Float64Array,
+        Float64Array,
+        Float64Array,
+      ]
+      const flags = [transA ? 1 : 0, transB ? 1 : 0] as const
+      const before = Tensor.from(Float32Array.from(random.normal(M * N)), [M, N])
+      const was = await valuesOf(before)
+      const forms = (round?: (v: number) => number): Float64Array[] => {
+        const sum = reference.matmul(x, y, { M, N, K, transA, transB }, round)
+        const linear = reference.addRow(sum, c, round)
+        return [
+          sum,
+          reference.add(linear, r, round),
+          linear.map(v => reference.gelu(v, round)),
+          linear,
+          reference.add(was, sum, round),
+        ]
+      }
+      const [want, low] = [forms(), forms(Math.fround)]
+      const [plain] = run('matmul', [a, b], [NEW, SKIP], [...flags, 0, -1, 0]) as [Tensor]
+      const [added] = run('matmul', [a, b, bias, residual], [NEW, SKIP], [...flags, 0, -1, 0]) as [Tensor]
+      const [gelu, kept] = run('matmul', [a, b, bias], [NEW, NEW], [...flags, 1, -1, 0]) as [Tensor, Tensor]
+      run('matmul', [a, b], [before, SKIP], [...flags, 0, 0, 1])
+      for (const [k, tensor] of [plain, added, gelu, kept, before].entries())
+        assertClose(await valuesOf(tensor), want[k]!, {
+          name: `form ${k} of ${M}x${N}x${K}`,
+          dtype: tensor.dtype as Precision,
+          low: low[k]!,
+          shape: [M, N],
+          scale: Math.sqrt(K),
+        })
+    }
   },
   { ops },
 )

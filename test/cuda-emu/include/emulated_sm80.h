@@ -11,7 +11,7 @@ void count_product(Product which);
 // Calls all(pointers of the 32 lanes) once, when every lane of the warp has come; then they go on.
 void together(void* mine, void (*all)(void* const* lanes));
 
-void copy_later(uint8_t* to, const void* from);  // 16 bytes; zeros where from is null
+void copy_later(uint8_t* to, const void* from, size_t bytes);  // then zeros, 16 bytes in all
 void commit_copies();
 void finish_copies(unsigned pending);  // all but those of the last `pending` commits
 }  // namespace emu
@@ -33,14 +33,19 @@ struct alignas(16) Words4 {
   uint32_t word[4];
 };
 inline Words4 shared_load4(uint32_t from) { return shared_value<Words4>(from); }
+inline void pair_store(uint32_t to, float x, float y) {
+  shared_store(to, x);
+  shared_store(to + 4, y);
+}
 struct Pair {
   float x, y;
 };
 inline Pair shared_load_pair(uint32_t from) { return shared_value<Pair>(from); }
 
-inline void copy_async(uint32_t to, const void* from, bool inside) {
-  emu::copy_later(shared_at(to), inside ? from : nullptr);
+inline void copy_async_part(uint32_t to, const void* from, int bytes) {
+  emu::copy_later(shared_at(to), from, size_t(bytes));
 }
+inline void copy_async(uint32_t to, const void* from, bool inside) { copy_async_part(to, from, inside ? 16 : 0); }
 inline void copy_commit() { emu::commit_copies(); }
 template <int N>
 void copy_wait() {

@@ -155,10 +155,6 @@ inline void matrices_store(uint32_t to, const uint32_t (&x)[4]) {
   for (int m = 0; m < 4; m++) std::memcpy(matrix_row(to, m), &x[m], 4);
   __syncwarp();
 }
-inline void pair_store(uint32_t to, float x, float y) {
-  std::memcpy(shared_at(to), &x, 4);
-  std::memcpy(shared_at(to + 4), &y, 4);
-}
 
 // Element (line, step) of the operand behind a descriptor: 64 or more lines, 16 steps.
 inline float operand(uint64_t descriptor, bool mn_major, int line, int step) {
