@@ -190,7 +190,24 @@ bool release(unsigned begin, unsigned end, State barrier) {
   return true;
 }
 
-// Lets each thread of block `rank` that can go on run once; false where none could.
+// Lets a warp of block `rank` run as far as it can alone; false where it can't at all.
+bool run_warp(unsigned warp) {
+  const unsigned begin = 32 * warp, end = begin + 32 < blockDim.x ? begin + 32 : blockDim.x;
+  Thread* own = &threads[rank * blockDim.x];
+  bool any = false;
+  for (bool ran = true; ran; any = any || ran) {
+    ran = false;
+    for (unsigned k = begin; k < end; k++) {
+      const unsigned t = reverse ? begin + end - 1 - k : k;
+      if (own[t].state == State::at_condition && (*own[t].condition)()) own[t].state = State::ready;
+      if (own[t].state == State::fresh || own[t].state == State::ready) resume(t), ran = true;
+    }
+    ran = release(rank * blockDim.x + begin, rank * blockDim.x + end, State::at_warp_barrier) || ran;
+  }
+  return any;
+}
+
+// Lets each warp of block `rank` run as far as it can; false where none could.
 bool run_block_once() {
   const unsigned count = blockDim.x, begin = rank * count, end = begin + count;
   if (blocks[rank] == Block::not_started) {
@@ -201,16 +218,10 @@ bool run_block_once() {
     blocks[rank] = Block::running;
   }
   bool any = false, all_done = true;
-  for (unsigned k = 0; k < count; k++) {
-    const unsigned t = reverse ? count - 1 - k : k;
-    Thread& thread = threads[begin + t];
-    if (thread.state == State::at_condition && (*thread.condition)()) thread.state = State::ready;
-    if (thread.state == State::fresh || thread.state == State::ready) resume(t), any = true;
-    all_done = all_done && thread.state == State::done;
-  }
+  const unsigned warps = (count + 31) / 32;
+  for (unsigned k = 0; k < warps; k++) any = run_warp(reverse ? warps - 1 - k : k) || any;
+  for (unsigned t = begin; t < end; t++) all_done = all_done && threads[t].state == State::done;
   if (all_done) blocks[rank] = Block::done;
-  for (unsigned w = begin; w < end; w += 32)
-    any = release(w, w + 32 < end ? w + 32 : end, State::at_warp_barrier) || any;
   return release(begin, end, State::at_block_barrier) || any;
 }
 

@@ -2,8 +2,8 @@
 // C++ compiler builds the very same sources. It shows that their arithmetic, indexing and synchronisation are right on
 // one particular schedule; it says nothing about a GPU's timing, memory model or compiler. Not run on a GPU.
 //
-// The blocks of a grid run one after the other, those of a cluster in turn. The threads of a block are fibers that run
-// in turn until they wait at a barrier or a shuffle; TRAIN_CORE_EMU_ORDER=reverse turns the order round, which changes
+// The blocks of a grid run one after the other, those of a cluster in turn. The threads of a block are fibers; each warp
+// runs as far as it can before the next one does, and TRAIN_CORE_EMU_ORDER=reverse turns the order round, which changes
 // the result of a kernel that lacks a barrier. Shared memory is full of NaN when a block starts. A barrier that part of the
 // threads never reach is an error. A graph is the list of what was captured; what may not be captured is refused.
 #pragma once
