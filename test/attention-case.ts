@@ -79,7 +79,7 @@ export interface Case extends Omit<AttentionShape, 'until' | 'keep' | 'storeOut'
   apart?: boolean
 }
 
-// The first ones run on every CPU target: several heads, tiles that end early, a cache, no whole vector of channels.
+// The first ones run on every CPU target: several heads, tiles that end early, a cache, no whole vector of channels, the head sizes of Metal's tiles.
 export const CASES: readonly Case[] = [
   { B: 2, H: 2, D: 64, Tq: 77, Tk: 77, mask: 'tree' },
   { B: 1, H: 2, D: 16, Tq: 33, Tk: 33 },
@@ -89,10 +89,11 @@ export const CASES: readonly Case[] = [
   { B: 1, H: 3, D: 64, Tq: 1, Tk: 100, past: 57 },
   { B: 69, H: 1, D: 8, Tq: 70, Tk: 70, mask: 'everyEnd' },
   { B: 9, H: 1, D: 8, Tq: 1, Tk: 10, mask: 'everyEnd' },
-  { B: 1, H: 1, D: 8, Tq: 1, Tk: 1 },
-  { B: 3, H: 2, D: 32, Tq: 5, Tk: 70, mask: 'ragged' },
+  { B: 34, H: 1, D: 32, Tq: 40, Tk: 40, mask: 'everyEnd' },
   { B: 1, H: 1, D: 96, Tq: 65, Tk: 65, apart: true },
   { B: 1, H: 2, D: 128, Tq: 70, Tk: 70, mask: 'tree', scale: 0.3 },
+  { B: 1, H: 1, D: 8, Tq: 1, Tk: 1 },
+  { B: 3, H: 2, D: 32, Tq: 5, Tk: 70, mask: 'ragged' },
   { B: 1, H: 1, D: 256, Tq: 40, Tk: 40 },
   { B: 1, H: 1, D: 72, Tq: 64, Tk: 64, past: -3 },
   { B: 1, H: 1, D: 64, Tq: 130, Tk: 300, past: 160, mask: 'tree' },

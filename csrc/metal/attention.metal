@@ -5,7 +5,8 @@
 //   D_i = sum d_out out;  dp = d_out v;  ds = p (dp - D) scale;  d_q = ds k;  d_k = ds^T q;  d_v = p^T d_out
 // Dropout multiplies p by keep / (1 - rate) in out, dp and d_v; the mask is a function of (b, h, i, j).
 // These kernels take any head size, mask and cache: a simdgroup takes a query (or a key), its lanes 32 keys (or queries)
-// for the scores and then the channels for the sums. No simdgroup_matrix; sums run in a fixed order.
+// for the scores and then the channels for the sums. No simdgroup_matrix; sums run in a fixed order. They are the
+// reference of attention_simdgroup.metal, and stand in where it has no kernel or the GPU no matrices.
 
 constant constexpr uint SIMDGROUPS = 8, MOST = 8;  // of a threadgroup; channels of a lane: 256 / 32
 
@@ -40,7 +41,7 @@ inline float dot(device const T* a, device const T* b, uint n) {
 inline float kept(device const int* rng, uint bh, uint i, uint j, constant AttentionParams& p) {
   if (p.dropout == 0.0f) return 1.0f;
   const ulong position = (ulong(bh) * p.q_time + i) * p.k_time + j;
-  return unit(philox(rng, p.stream, position / 4).word[position % 4]) >= p.dropout ? p.keep : 0.0f;
+  return uniform_at(rng, p.stream, position) >= p.dropout ? p.keep : 0.0f;
 }
 
 template <typename T>

@@ -21,8 +21,8 @@ struct Fault {
 using FaultText = std::function<Error(const Fault& fault)>;
 
 // Families with kernels on simdgroup_matrix and plain ones beside them.
-enum class Family { matmul };
-constexpr const char* kFamilies[] = {"matmul"};
+enum class Family { matmul, attention };
+constexpr const char* kFamilies[] = {"matmul", "attention"};
 constexpr int kFamilyCount = int(std::size(kFamilies));
 
 class MetalDevice : public Device {

@@ -112,3 +112,31 @@ inline Philox philox(device const int* rng, uint stream, ulong block) {
 }
 // In [0, 1): the upper 24 bits.
 inline float unit(uint word) { return float(word >> 8) * 5.9604644775390625e-8f; }
+inline float uniform_at(device const int* rng, uint stream, ulong position) {
+  return unit(philox(rng, stream, position / 4).word[position % 4]);
+}
+
+// Before loops whose counter picks a matrix or a register of an array (as MLX does, steel/defines.h): were one left a
+// loop, the array would lie in memory.
+#define UNROLL _Pragma("clang loop unroll(full)")
+
+// Where a lane's two elements lie in an 8x8 matrix: (row, column) and (row, column + 1). Apple documents no such map.
+// It is that of MLX (steel/attn/mma.h), assumed here and nowhere else; a device's self-test shows whether it holds.
+inline uint fragment_row(uint lane) { return ((lane / 4) & 4) + (lane / 2) % 4; }
+inline uint fragment_column(uint lane) { return ((lane / 4) & 2) * 2 + (lane % 2) * 2; }
+
+// The two elements. Whatever type Apple's header gives thread_elements(), it holds them.
+template <typename T>
+inline thread vec<T, 2>& elements(thread simdgroup_matrix<T, 8, 8>& m) {
+  return reinterpret_cast<thread vec<T, 2>&>(m.thread_elements());
+}
+
+// Over a row of a matrix: its eight elements lie in lanes that differ in bits 0 and 3.
+inline float fragment_row_max(float v) {
+  v = max(v, simd_shuffle_xor(v, 1));
+  return max(v, simd_shuffle_xor(v, 8));
+}
+inline float fragment_row_sum(float v) {
+  v += simd_shuffle_xor(v, 1);
+  return v + simd_shuffle_xor(v, 8);
+}

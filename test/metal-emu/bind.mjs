@@ -77,6 +77,25 @@ function argOf(parameter, used, fail) {
   return `{emu::${kind.toUpperCase()}, 0}`
 }
 
+/**
+ * Lines that call a macro of the file become the INSTANTIATE(..) it stands for:
+ *   #define BOTH(T, type) INSTANTIATE("a_" type, a, T) INSTANTIATE("b_" type, b, T)
+ */
+function withoutMacros(source) {
+  let text = source
+  for (const [whole, name, list, body] of source.matchAll(
+    /^#define (\w+)\(([\w, ]+)\)((?:[^\n]*\\\n)*[^\n]*\bINSTANTIATE\b[^\n]*)$/gm,
+  )) {
+    const names = list.split(',').map(each => each.trim())
+    text = text.replace(whole, '').replace(new RegExp(`^${name}\\((.*)\\)$`, 'gm'), (_, given) => {
+      const values = splitAtCommas(given).map(each => each.text.trim())
+      const word = new RegExp(`\\b(${names.join('|')})\\b`, 'g')
+      return body.replace(/\\\n/g, '\n').replace(word, found => values[names.indexOf(found)])
+    })
+  }
+  return text.replace(/^ +(?=INSTANTIATE\()/gm, '').replace(/" +"/g, '')
+}
+
 /** @returns {{ errors: string[], entries: { name: string, call: string, args: string[], threads: number, constants?: { name: string, id: string }[] }[] }} */
 export function scan(text, file) {
   const source = withoutComments(text)
@@ -103,9 +122,9 @@ export function scan(text, file) {
     kernels.push({ name: match[2], args, threads, template, at: match.index, body: source.slice(match.index, end) })
   }
   const entries = []
-  for (const match of source.matchAll(/^INSTANTIATE\(\s*"(\w+)"\s*,\s*(\w+)\s*,\s*([^)]*)\)/gm)) {
+  for (const match of withoutMacros(source).matchAll(/^INSTANTIATE\(\s*"(\w+)"\s*,\s*(\w+)\s*,\s*([^)]*)\)/gm)) {
     const found = kernels.find(k => k.name === match[2])
-    if (!found) failAt(match.index)(`no kernel ${match[2]} for ${match[1]}`)
+    if (!found) errors.push(`${file}: no kernel ${match[2]} for ${match[1]}`)
     else entries.push({ ...found, name: match[1], call: `${found.name}<${match[3].trim()}>`, of: found.name })
   }
   for (const k of kernels) {

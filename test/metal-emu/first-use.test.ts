@@ -77,6 +77,20 @@ else
       })
     })
 
+    test('takes the plain attention where the elements of a matrix lie in other lanes than assumed', async () => {
+      await inFolder(async folder => {
+        const { stderr, plain } = await child(folder, { TRAIN_CORE_METAL_LAYOUT: 'other' })
+        assert.match(
+          stderr,
+          /^train-core: metal: plain kernels for attention \(its other kernels are wrong here: attention_forward \(causal\) f32: .*\)\n$/,
+        )
+        assert.deepEqual(
+          Object.keys(plain!).filter(family => plain![family]),
+          ['attention'],
+        )
+      })
+    })
+
     for (const [what, family, changes, says] of [
       ['both kernels of a family', 'matmul', [MATRIX, PLAIN], /matmul f32: output 0 at /],
       ['kernels that have no others', 'norm', [NORM], /layernorm_forward f32: output 0 at /],

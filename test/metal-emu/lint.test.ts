@@ -64,6 +64,8 @@ const MISTAKES: readonly (readonly [family: string, was: string, put: string])[]
   ['matmul', 'void store_any(device uchar* p', 'void store_any(threadgroup uchar* p'],
   ['matmul', 'constant MatmulParams& p) {', 'device MatmulParams& p) {'],
   ['matmul', 'simdgroup_load(fa[i], a_tile +', 'simdgroup_load(fa[i], p.M +'],
+  ['attention_simdgroup', 'void load_tile(threadgroup float* tile', 'void load_tile(device float* tile'],
+  ['attention_simdgroup', 'thread float2& w = elements(', 'device float2& w = elements('],
   ['sample', 'uint group_max(uint v, threadgroup uint* scratch', 'uint group_max(uint v, device uint* scratch'],
   ['loss', 'void group_max(thread float* v', 'void group_max(threadgroup float* v'],
   ['random', 'device const int* rng', 'constant int* rng'],

@@ -60,6 +60,31 @@ const RULES: readonly Rule[] = [
   { family: 'attention', find: 'min(int(p.k_time), at + 1)', put: 'at + 1' },
   { family: 'attention', find: 'max(0, int(j) - head.past)', put: 'max(0, int(j) - head.past + 1)' },
   { family: 'attention', find: 'if (w_k == 0.0f) continue;', put: '' },
+  { family: 'attention_simdgroup', find: 'row < end ?', put: 'row <= end ?' },
+  { family: 'attention_simdgroup', find: 'exists ? float2(', put: 'true ? float2(' },
+  { family: 'attention_simdgroup', find: 'j < keys ? until[j] : 0', put: 'until[j]' },
+  { family: 'attention_simdgroup', find: 'int(q0)) continue', put: 'int(q0) + 1) continue' },
+  { family: 'attention_simdgroup', find: 'key <= at && key', put: 'key <= at + 1 && key' },
+  { family: 'attention_simdgroup', find: '&& key < keys', put: '' },
+  { family: 'attention_simdgroup', find: 'at < until[key]', put: 'at <= until[key]' },
+  { family: 'attention_simdgroup', find: 'e[i] == LOWEST ? 0.0f :', put: '' },
+  { family: 'attention_simdgroup', find: 'elements(acc[d]) *= fade', put: '' },
+  { family: 'attention_simdgroup', find: 'if (i >= p.q_time) return;', put: '' },
+  { family: 'attention_simdgroup', find: 'if (!exists) return;', put: '' },
+  { family: 'attention_simdgroup', find: 'if (column == 0)', put: '' },
+  { family: 'attention_simdgroup', find: 'none ? 0.0f : 1.0f / s.l', put: '1.0f / s.l' },
+  { family: 'attention_simdgroup', find: 'exists ? lse[', put: 'true ? lse[' },
+  { family: 'attention_simdgroup', find: 'exists && column == 0', put: 'exists' },
+  { family: 'attention_simdgroup', find: 'exists && column == 0', put: 'column == 0' },
+  { family: 'attention_simdgroup', find: '= seen ?', put: '= true ?' },
+  { family: 'attention_simdgroup', find: 'if (drops) dw', put: 'if (false) dw' },
+  { family: 'attention_simdgroup', find: 'end = exists ? until[key] : 0', put: 'end = until[key]' },
+  { family: 'attention_simdgroup', find: 'lane) - head.past', put: 'lane) - head.past - 1' },
+  { family: 'attention_simdgroup', find: 'max(0, int(k0) - head.past)', put: 'max(0, int(k0) - head.past + 1)' },
+  { family: 'attention_simdgroup', find: 'int(tid) < last', put: 'int(tid) <= last' },
+  { family: 'attention_simdgroup', find: 'if (tid < R)', put: '' },
+  { family: 'attention_simdgroup', find: 'at < end;', put: 'at <= end;' },
+  { family: 'attention_simdgroup', find: 'simdgroup * 8 + fragment_row', put: 'simdgroup * 4 + fragment_row' },
   { family: 'loss', find: 'if (!p.has_d) return;', put: '' },
   { family: 'loss', find: 'if (top && (named[v / 32] >> (v % 32) & 1)) continue;', put: '' },
   { family: 'loss', find: 'if (target < 0 || uint(target) >= V) weight = 0.0f;', put: '' },
@@ -96,6 +121,7 @@ function mutantsOf(family: string): Mutant[] {
 
 const TESTS: Readonly<Record<string, readonly string[]>> = {
   attention: ['attention', 'attention_laws'],
+  attention_simdgroup: ['attention', 'attention_laws'],
   loss: ['loss', 'cosine_loss', 'head_loss'],
   sample: ['sample', 'head_top_k'],
 }
@@ -107,8 +133,9 @@ async function findingOf(m: Mutant): Promise<string> {
     const lines = linesOf(m.family)
     lines[m.line - 1] = m.text
     const env = { TRAIN_CORE_METAL_EMULATOR: await emulatorWith(m.family, lines.join('\n'), folder) }
-    const plainFrom = linesOf(m.family).findIndex(line => line.includes('void matmul_plain('))
-    const variant: Record<string, string> = plainFrom >= 0 && m.line > plainFrom ? { TRAIN_CORE_METAL_PLAIN: '1' } : {}
+    const plainFrom = linesOf('matmul').findIndex(line => line.includes('void matmul_plain('))
+    const plain = m.family === 'attention' || (m.family === 'matmul' && m.line > plainFrom)
+    const variant: Record<string, string> = plain ? { TRAIN_CORE_METAL_PLAIN: '1' } : {}
     for (const family of TESTS[m.family] ?? [m.family])
       try {
         await runEmulated(path.join(import.meta.dirname, `../ops/${family}.test.js`), { ...env, ...variant })

@@ -1,10 +1,12 @@
 // The op tests on Metal's kernels, emulated: each family in a process of its own, whose `metal` device is the emulator.
 // A kernel that reads or writes where it must not, or whose threads race, fails its test whatever the values are.
 import assert from 'node:assert/strict'
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { backends } from '../../lib/device.js'
+import { packageRoot } from '../../lib/native-loader.js'
+import type { ChildRun } from '../devices.js'
 import { emulatorReason, runEmulated } from './emulated.js'
 
 const folder = path.join(import.meta.dirname, '../ops')
@@ -16,15 +18,42 @@ const reason = emulatorReason()
 // All threads in order, backwards, and in a random order: the results must be the same, bit for bit.
 const SCHEDULES = ['forward', 'reverse', 'random:1']
 
+const runFamily = (family: string, env: Record<string, string>): Promise<ChildRun> =>
+  runEmulated(path.join(folder, `${family}.test.js`), env)
+
+async function digestOf(family: string, env: Record<string, string> = {}): Promise<string> {
+  const digests = new Set<string>()
+  for (const schedule of SCHEDULES)
+    digests.add((await runFamily(family, { TRAIN_CORE_METAL_SCHEDULE: schedule, ...env })).digest)
+  assert.equal(digests.size, 1, 'results depend on the order of threads')
+  return [...digests][0]!
+}
+
 for (const family of families)
   test(`${family} on emulated Metal, whatever the order of threads`, { skip: reason }, async () => {
-    const digests = new Set<string>()
-    for (const schedule of SCHEDULES) {
-      const run = await runEmulated(path.join(folder, `${family}.test.js`), { TRAIN_CORE_METAL_SCHEDULE: schedule })
-      digests.add(run.digest)
-    }
-    assert.equal(digests.size, 1, 'results depend on the order of threads')
+    await digestOf(family)
   })
+
+// Where the elements of an 8x8 matrix lie is not documented; first-use.test.ts shows that a device finds out.
+const OTHER = { TRAIN_CORE_METAL_LAYOUT: 'other' }
+
+for (const family of ['attention', 'attention_laws'])
+  test(`${family} without simdgroup_matrix; with it, it leans on where elements lie`, { skip: reason }, async () => {
+    const plain = await digestOf(family, { TRAIN_CORE_METAL_PLAIN: '1' })
+    assert.notEqual(plain, (await runFamily(family, {})).digest, 'the same kernels')
+    await assert.rejects(runFamily(family, OTHER), /: got \S+, want /)
+  })
+
+test('no other kernel leans on where the elements of a matrix lie', { skip: reason }, async () => {
+  const kernels = path.join(packageRoot(), 'csrc/metal')
+  const leaning = readdirSync(kernels).filter(
+    file =>
+      file.endsWith('.metal') &&
+      /\b(elements|fragment_\w+|thread_elements)\(/.test(readFileSync(path.join(kernels, file), 'utf8')),
+  )
+  assert.deepEqual(leaning, ['attention_simdgroup.metal', 'prelude.metal'])
+  await runFamily('matmul', OTHER)
+})
 
 test('the emulator is a device only where it is asked for, and never the automatic choice', () => {
   const metal = backends().find(backend => backend.name === 'metal')!
