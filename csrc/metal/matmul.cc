@@ -35,6 +35,7 @@ void multiply(const Args& x, const Product& g) {
                        float_type(g.residual),    float_type(g.pre_out.data ? g.pre_out : g.pre)};
   const auto bytes = [&](const View& v, int64_t n) { return v.data ? size_t(n) * dtype_size(v.dtype) : 0; };
   const int64_t size = g.M * g.N;
+  const size_t element = g.a.dtype == DType::f16 && g.b.dtype == DType::f16 ? 2 : 4;  // of the kernel's tiles
   Launch launch(x, kFile, std::string(plain ? "matmul_plain" : "matmul") + type_suffix(g.a) + type_suffix(g.b));
   launch.constant(0, g.trans_a)
       .constant(1, g.trans_b)
@@ -49,7 +50,7 @@ void multiply(const Args& x, const Product& g) {
   if (plain)
     launch.threadgroup(256 * sizeof(float)).threadgroup(256 * sizeof(float));
   else
-    launch.threadgroup(64 * 20 * sizeof(float)).threadgroup(16 * 68 * sizeof(float)).threadgroup(256 * sizeof(float));
+    launch.threadgroup(64 * 20 * element).threadgroup(16 * 68 * element).threadgroup(256 * sizeof(float));
   launch.run(p, {blocks(g.N, tile), blocks(g.M, tile)}, plain ? 256 : 128);
 }
 

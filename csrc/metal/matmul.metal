@@ -36,6 +36,16 @@ inline void finish(float v, uint row, uint column, device const uchar* bias, dev
 
 constant constexpr uint BM = 64, BN = 64, BK = 16, STRIDE_A = BK + 4, STRIDE_B = BN + 4;
 
+// What tiles hold: half where both operands are half (a product of two is exact in f32), else float.
+template <typename A, typename B>
+struct TileOf {
+  typedef float type;
+};
+template <>
+struct TileOf<half, half> {
+  typedef half type;
+};
+
 template <typename A, typename B>
 [[kernel, max_total_threads_per_threadgroup(128)]] void matmul(
     device const A* a [[buffer(0)]],             // [M,K], or [K,M] where trans_a
@@ -46,13 +56,14 @@ template <typename A, typename B>
     device uchar* out [[buffer(5)]],             // [M,N]
     device uchar* pre_out [[buffer(6)]],         // [M,N]
     constant MatmulParams& p [[buffer(7)]],
-    threadgroup float* a_tile [[threadgroup(0)]],   // [BM,STRIDE_A]
-    threadgroup float* b_tile [[threadgroup(1)]],   // [BK,STRIDE_B]
-    threadgroup float* scratch [[threadgroup(2)]],  // [4,64]
+    threadgroup typename TileOf<A, B>::type* a_tile [[threadgroup(0)]],  // [BM,STRIDE_A]
+    threadgroup typename TileOf<A, B>::type* b_tile [[threadgroup(1)]],  // [BK,STRIDE_B]
+    threadgroup float* scratch [[threadgroup(2)]],                       // [4,64]
     uint3 group [[threadgroup_position_in_grid]],
     uint tid [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
+  typedef typename TileOf<A, B>::type Element;
   const bool ta = trans_a, tb = trans_b;
   const uint row0 = group.y * BM, column0 = group.x * BN;
   const uint own_row = simdgroup / 2 * 32, own_column = simdgroup % 2 * 32;
@@ -65,18 +76,18 @@ template <typename A, typename B>
     // Neighbouring threads read neighbouring addresses, whichever way a and b are stored.
     for (uint i = tid; i < BM * BK; i += 128) {
       const uint r = ta ? i % BM : i / BK, q = ta ? i / BM : i % BK, row = row0 + r, k = k0 + q;
-      a_tile[r * STRIDE_A + q] =
-          row < p.M && k < p.K ? to_float(a[ta ? ulong(k) * p.a_stride + row : ulong(row) * p.a_stride + k]) : 0.0f;
+      a_tile[r * STRIDE_A + q] = from_float<Element>(
+          row < p.M && k < p.K ? to_float(a[ta ? ulong(k) * p.a_stride + row : ulong(row) * p.a_stride + k]) : 0.0f);
     }
     for (uint i = tid; i < BK * BN; i += 128) {
       const uint q = tb ? i % BK : i / BN, c = tb ? i / BK : i % BN, k = k0 + q, column = column0 + c;
-      b_tile[q * STRIDE_B + c] = column < p.N && k < p.K
-                                     ? to_float(b[tb ? ulong(column) * p.b_stride + k : ulong(k) * p.b_stride + column])
-                                     : 0.0f;
+      b_tile[q * STRIDE_B + c] = from_float<Element>(
+          column < p.N && k < p.K ? to_float(b[tb ? ulong(column) * p.b_stride + k : ulong(k) * p.b_stride + column])
+                                  : 0.0f);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint q = 0; q < BK; q += 8) {
-      simdgroup_matrix<float, 8, 8> fa[4], fb[4];
+      simdgroup_matrix<Element, 8, 8> fa[4], fb[4];
       for (uint i = 0; i < 4; i++) simdgroup_load(fa[i], a_tile + (own_row + 8 * i) * STRIDE_A + q, STRIDE_A);
       for (uint j = 0; j < 4; j++) simdgroup_load(fb[j], b_tile + q * STRIDE_B + own_column + 8 * j, STRIDE_B);
       for (uint i = 0; i < 4; i++)
