@@ -216,6 +216,36 @@ void memory_and_threads() {
   r->release(out.buffer);
 }
 
+// The stand-in itself: what Metal forbids is seen.
+void misuse_is_seen() {
+  const auto r = open_device();
+  Pipeline* p = add_pipeline(*r);
+  const Floats x(*r, 8, 1, 1);
+  std::vector<char> params(4097);
+  params[0] = 8;
+  Dispatch d;
+  d.pipeline = p;
+  for (int k = 0; k < 3; k++) d.buffers[k] = x.all();
+  d.buffer_count = 3;
+  d.params = params.data();
+  d.params_bytes = params.size();
+  d.threads = {256};
+  r->dispatch(d);
+  char error[kErrorText] = "";
+  expect(!r->wait(error), "the emulator refuses so many bytes too");
+  stub::State& s = stub::state();
+  expect(s.misuse.size() == 1 && s.misuse[0] == "setBytes takes 1 to 4096 bytes; got 4097", "4097 bytes are a misuse");
+  s.misuse.clear();
+  d.params_bytes = sizeof(CountParams);
+  d.buffers[0].offset = 64;
+  r->dispatch(d);
+  r->wait(error);
+  expect(s.misuse.size() == 1 && s.misuse[0] == "an offset beyond its buffer",
+         "an offset of 64 of 32 bytes is a misuse");
+  s.misuse.clear();
+  r->release(x.buffer);
+}
+
 void run(const char* name, void (*test)()) {
   stub::State& s = stub::state();
   s.commands = s.dispatches = 0;
@@ -238,6 +268,7 @@ int main() {
     run("pipelines that cannot be", pipelines_that_cannot_be);
     run("no device", no_device);
     run("memory, and two threads", memory_and_threads);
+    run("misuse is seen", misuse_is_seen);
   }
   return failures != 0;
 }
