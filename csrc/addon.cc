@@ -183,21 +183,31 @@ napi_value use_plain(napi_env env, Context& c, napi_value* a, size_t) {
   return nullptr;
 }
 
-napi_value compile_kernels(napi_env env, Context& c, napi_value* a, size_t) {
+napi_value texts(napi_env env, const std::vector<std::string>& list) {
+  napi_value array = nullptr;
+  napi_create_array(env, &array);
+  uint32_t at = 0;
+  for (const std::string& each : list) napi_set_element(env, array, at++, text(env, each));
+  return array;
+}
+
+// What a device says of itself: compiling its kernels, and probing its hardware.
+napi_value examine(napi_env env, Context& c, napi_value* a, size_t) {
   OpenDevice& open = c.runtime->device(to_int(env, a[0], "the device's index"));
   Compiled compiled;
+  std::vector<std::string> probed;
   Job job;
-  job.task = [&compiled, device = open.device.get()] { compiled = device->compile_all(); };
+  job.task = [&compiled, &probed, device = open.device.get()] {
+    compiled = device->compile_all();
+    probed = device->probe();
+  };
   open.stream->push(std::move(job));
-  if (auto failure = open.stream->finish())
-    return napi_throw(env, make_error(env, c, failure->code.c_str(), failure->message)), nullptr;
-  napi_value object = nullptr, problems = nullptr;
+  if (auto failure = open.stream->finish()) probed.push_back(failure->message);
+  napi_value object = nullptr;
   napi_create_object(env, &object);
-  napi_create_array(env, &problems);
-  uint32_t at = 0;
-  for (const std::string& problem : compiled.problems) napi_set_element(env, problems, at++, text(env, problem));
   set(env, object, "kernels", number(env, compiled.kernels));
-  set(env, object, "problems", problems);
+  set(env, object, "problems", texts(env, compiled.problems));
+  set(env, object, "hardware", texts(env, probed));
   return object;
 }
 
@@ -525,7 +535,7 @@ napi_value init(napi_env env, napi_value exports) {
   define<open_device>(env, exports, "openDevice");
   define<device_info>(env, exports, "deviceInfo");
   define<use_plain>(env, exports, "usePlain");
-  define<compile_kernels>(env, exports, "compileKernels");
+  define<examine>(env, exports, "examine");
   define<reset_peak>(env, exports, "resetPeak");
   define<time_kernels>(env, exports, "timeKernels");
   define<kernel_times>(env, exports, "kernelTimes");

@@ -63,7 +63,9 @@ class Device {
   // The kernels that a self-test can turn off, and turning them off: on the JS thread, when nothing is queued.
   virtual std::vector<Variant> variants() const { return {}; }
   virtual void use_plain(const std::string& /*family*/, const std::string& /*because*/) {}
-  virtual Compiled compile_all() { return {}; }  // on the stream's thread
+  // On the stream's thread: compiling everything; what the hardware does otherwise than kernels expect.
+  virtual Compiled compile_all() { return {}; }
+  virtual std::vector<std::string> probe() { return {}; }
 };
 
 struct Backend {

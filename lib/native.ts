@@ -25,6 +25,15 @@ export interface Variant {
   readonly plainBecause: string
 }
 
+/** What a device that compiles its kernels at run time says of itself. */
+export interface Examined {
+  /** how many kernels there are, and what is wrong with those that do not compile */
+  readonly kernels: number
+  readonly problems: readonly string[]
+  /** what its hardware does otherwise than kernels expect */
+  readonly hardware: readonly string[]
+}
+
 /** A device's state. Sizes in bytes. */
 export interface DeviceInfo {
   readonly name: string
@@ -89,8 +98,7 @@ interface Binding {
   deviceInfo(device: number): DeviceInfo
   /** From here on the device uses the plain kernels of a family. */
   usePlain(device: number, family: string, because: string): void
-  /** Compiles every kernel, on a device that compiles at run time. */
-  compileKernels(device: number): { kernels: number; problems: string[] }
+  examine(device: number): Examined
   resetPeak(device: number): void
   timeKernels(device: number, on: number): void
   kernelTimes(device: number): KernelTime[]

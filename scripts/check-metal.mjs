@@ -12,7 +12,10 @@ import { setup } from './setup.mjs'
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 
 const STAGES = {
-  compile: ['every kernel compiles, every pipeline can be made', compile],
+  compile: [
+    'every kernel compiles, every pipeline can be made; what the hardware does otherwise than expected',
+    compile,
+  ],
   doctor: ['every op against its formula and the CPU', doctor],
   ops: ['every op test', context => tests(context, opTests(root))],
   plain: [
@@ -58,7 +61,7 @@ async function opened() {
     try {
       const metal = device('metal', { untested: true })
       const { description, variants } = metal.info()
-      console.log(JSON.stringify({ description, variants, compiled: native().binding.compileKernels(metal.index) }))
+      console.log(JSON.stringify({ description, variants, examined: native().binding.examine(metal.index) }))
     } catch (error) {
       console.error(error.message)
       process.exitCode = 1
@@ -70,13 +73,14 @@ async function opened() {
 }
 
 function compile({ results }) {
-  const { kernels, problems } = metal.compiled
+  const { kernels, problems, hardware } = metal.examined
   // A GPU without simdgroup_matrix cannot run some of them, which says nothing of their text.
   const lacking = metal.variants.some(({ plainBecause }) => plainBecause)
   for (const problem of problems) {
     const [, name, measured] = /^([^:]*): (.*)$/s.exec(problem)
     results.add({ name, ok: lacking && measured.includes('no pipeline') ? null : false, measured })
   }
+  for (const measured of hardware) results.add({ name: 'hardware', ok: null, measured })
   if (!problems.length) results.add({ name: 'kernels', ok: kernels > 0, measured: `all ${kernels} compile` })
 }
 

@@ -42,6 +42,7 @@ class MetalDevice : public Device {
   std::vector<Variant> variants() const override;
   void use_plain(const std::string& family, const std::string& because) override;
   Compiled compile_all() override;
+  std::vector<std::string> probe() override;
 
   Binding bind(const void* data, size_t bytes, bool written);
   void forget(const void* data, size_t bytes);
@@ -60,6 +61,8 @@ class MetalDevice : public Device {
     size_t bytes;
   };
   void wait();
+  // The bits that a kernel of probe.metal sets in any lane; numbers: its input, if it has one.
+  uint32_t run_probe(const char* kernel, const float* numbers);
 
   std::unique_ptr<Runtime> runtime_;
   std::string plain_because_[kFamilyCount];

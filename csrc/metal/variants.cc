@@ -1,7 +1,9 @@
-// What a self-test asks of the Metal device: which kernels it can turn off, and whether all of them compile.
+// What a self-test asks of the Metal device: which kernels it can turn off, whether all of them compile, what its
+// simdgroups do.
 #include <sstream>
 
 #include "device.h"
+#include "params.h"
 
 namespace tc::metal {
 
@@ -39,6 +41,44 @@ Compiled MetalDevice::compile_all() {
     }
   }
   return result;
+}
+
+uint32_t MetalDevice::run_probe(const char* kernel, const float* numbers) {
+  constexpr uint32_t kLanes = 32;
+  auto* wrong = static_cast<uint32_t*>(allocate(kLanes * sizeof(uint32_t)));
+  if (!wrong) throw Error("ERR_MEMORY", "metal: out of memory");
+  const CountParams params{kLanes};
+  Dispatch d;
+  d.pipeline = pipeline("probe", kernel, nullptr, 0);
+  if (numbers) d.buffers[d.buffer_count++] = bind(numbers, 64 * sizeof(float), false);
+  d.buffers[d.buffer_count++] = bind(wrong, kLanes * sizeof(uint32_t), true);
+  d.params = &params;
+  d.params_bytes = sizeof params;
+  d.threads = {kLanes};
+  runtime_->dispatch(d);
+  uint32_t lanes[kLanes] = {}, bits = 0;
+  download(lanes, wrong, sizeof lanes);
+  release(wrong, sizeof lanes);
+  for (const uint32_t lane : lanes) bits |= lane;
+  return bits;
+}
+
+std::vector<std::string> MetalDevice::probe() {
+  std::vector<std::string> problems;
+  const uint32_t bits = run_probe("probe_lanes", nullptr);
+  int bit = 0;
+  for (const char* name : {"simd_sum", "simd_max", "simd_min", "simd_shuffle_xor", "simd_broadcast"})
+    if (bits >> bit++ & 1) problems.push_back(std::string(name) + " is not what kernels expect");
+  if (!runtime_->has_simdgroup_matrix()) return problems;
+  float host[64];
+  for (int k = 0; k < 64; k++) host[k] = float(k);
+  auto* numbers = static_cast<float*>(allocate(sizeof host));
+  if (!numbers) throw Error("ERR_MEMORY", "metal: out of memory");
+  upload(numbers, host, sizeof host);
+  if (run_probe("probe_elements", numbers))
+    problems.push_back("the elements of 8x8 matrices lie in other lanes than expected");
+  release(numbers, sizeof host);
+  return problems;
 }
 
 }  // namespace tc::metal

@@ -32,9 +32,9 @@ export async function run({ values, signal, dryRun, quiet, result }: Invocation)
   const verdict = test.failed
     ? `${test.failed} of ${test.results.length} cases failed`
     : `all ${test.results.length - test.missing} cases are right${test.missing ? `; ${test.missing} are missing` : ''}`
-  const { kernels, problems } = test.compiled
+  const { kernels, problems, hardware } = test.examined
   const compiled = problems.length || !kernels ? problems : [`all ${kernels} kernels compile`]
-  const top = [test.description, ...compiled, ...(test.firstUse ? [test.firstUse] : [])].join('\n')
+  const top = [test.description, ...compiled, ...hardware, ...(test.firstUse ? [test.firstUse] : [])].join('\n')
   const head = ['op', 'precision', 'error', 'off the CPU', '']
   result(test, `${top}\n\n${table([head, ...rows], [2, 3])}\n\n${verdict}`)
   return test.failed ? FAILED : DONE

@@ -37,6 +37,7 @@ export function proveDevice(device: number, again = false): string {
   const known = again ? null : readVerdict(file)
   const verdict = known ?? test(device, info)
   if (!known) writeVerdict(file, verdict)
+  binding.resetPeak(device)
   for (const [family, problem] of Object.entries(verdict))
     binding.usePlain(device, family, `its other kernels are wrong here: ${problem}`)
   // What the user asked for is no news.

@@ -1,6 +1,6 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { backends, type Device, device as openDevice, opTable } from '../device.js'
-import { native, type Precision } from '../native.js'
+import { type Examined, native, type Precision } from '../native.js'
 import type { Case } from './case.js'
 import { allCases } from './cases.js'
 import { proveDevice } from './first-use.js'
@@ -26,8 +26,7 @@ export interface SelfTest {
   readonly results: readonly CaseResult[]
   readonly failed: number
   readonly missing: number
-  /** of a device that compiles its kernels at run time: how many there are, and what is wrong with those that do not compile */
-  readonly compiled: { readonly kernels: number; readonly problems: readonly string[] }
+  readonly examined: Examined
   /** of a Metal device: what its first use says, or fails with; empty where all kernels are used */
   readonly firstUse: string
 }
@@ -50,7 +49,7 @@ export async function selfTest(
   } = {},
 ): Promise<SelfTest> {
   const device = openDevice(name, { threads: options.threads, untested: true })
-  const compiled = native().binding.compileKernels(device.index)
+  const examined = native().binding.examine(device.index)
   const firstUse = device.name === 'metal' ? prove(device) : ''
   const base = device.name.split(':')[0]
   const missing = new Set(
@@ -85,7 +84,7 @@ export async function selfTest(
   const number = (status: CaseResult['status']): number => results.filter(result => result.status === status).length
   const { description } = device.info()
   const [failed, missed] = [number('failed'), number('missing')]
-  return { device: device.name, description, results, failed, missing: missed, compiled, firstUse }
+  return { device: device.name, description, results, failed, missing: missed, examined, firstUse }
 }
 
 function prove({ index }: Device): string {

@@ -89,13 +89,25 @@ test('Metal can be turned off', async () => {
   assert.equal(stderr, 'train-core: metal: turned off by TRAIN_CORE_METAL=off; help: use --device cpu\n')
 })
 
+test('another layout of matrices is named', { skip: emulatorReason() }, async () => {
+  const hardware = async (env: Record<string, string>): Promise<string[]> => {
+    const { stdout } = await trainCore(['doctor', '--device', 'metal'], {
+      env: { TRAIN_CORE_METAL: 'emulator', ...env },
+    })
+    return stdout.split('\n').filter(line => /expect/.test(line))
+  }
+  const text = 'the elements of 8x8 matrices lie in other lanes than expected'
+  assert.deepEqual(await hardware({ TRAIN_CORE_METAL_LAYOUT: 'other' }), [text])
+  assert.deepEqual(await hardware({}), [])
+})
+
 test('metal, emulated: right where it has kernels, and the rest is named', { skip: emulatorReason() }, async () => {
   const { code, stdout } = await trainCore(['doctor', '--device', 'metal', '--json'], {
     env: { TRAIN_CORE_METAL: 'emulator' },
   })
   const found = JSON.parse(stdout) as SelfTest
-  assert.deepEqual([code, found.failed, found.firstUse, found.compiled.problems], [0, 0, '', []], stdout)
-  assert.ok(found.compiled.kernels > 50)
+  assert.deepEqual([code, found.failed, found.firstUse, found.examined.problems], [0, 0, '', []], stdout)
+  assert.ok(found.examined.kernels > 50)
   assert.ok(found.results.some(({ status, cpuDifference }) => status === 'ok' && cpuDifference !== null))
   const halves = found.results.filter(({ precision, cpuDifference }) => precision === 'f16' && cpuDifference !== null)
   assert.equal(halves.length, found.results.filter(({ precision }) => precision === 'bf16').length)

@@ -72,7 +72,7 @@ const cases: Record<string, () => Promise<unknown>> = {
   },
   async compiles() {
     const [a, b] = twoTensors()
-    const { kernels, problems } = native().binding.compileKernels(a.device.index)
+    const { kernels, problems } = native().binding.examine(a.device.index)
     const error = await run('add', [a, b], [NEW])[0]!
       .read()
       .then(() => ({}), outcome)
