@@ -86,6 +86,7 @@ export const CASES: readonly Case[] = [
   { B: 2, H: 1, D: 80, Tq: 21, Tk: 40, mask: 'documents' },
   { B: 1, H: 2, D: 24, Tq: 37, Tk: 50, past: 9, mask: 'ragged' },
   { B: 1, H: 1, D: 40, Tq: 203, Tk: 203, mask: 'documents' },
+  { B: 1, H: 1, D: 48, Tq: 330, Tk: 390, mask: 'tree' }, // more tiles than a kernel's shared memory holds
   { B: 1, H: 3, D: 64, Tq: 1, Tk: 100, past: 57 },
   { B: 69, H: 1, D: 8, Tq: 70, Tk: 70, mask: 'everyEnd' },
   { B: 9, H: 1, D: 8, Tq: 1, Tk: 10, mask: 'everyEnd' },

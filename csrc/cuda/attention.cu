@@ -12,6 +12,7 @@ scores of one, then each lane adds up its channels over the 32. The reference of
 #include "attention.cuh"
 #include "attention_sm80.h"
 #include "kernels.h"
+#include "pack.cuh"
 
 namespace tc::cuda {
 
@@ -196,7 +197,7 @@ void attention_forward(const Args& x, const Context& c) {
   const Attention a = attention_of(x, 0, 1, 2, 3, 4);
   const Floats out = floats(x.out[0]);
   float* lse = x.out[1].f32();
-  if (fits_sm80(c, a) && aligned16(a.q) && aligned16(a.k) && aligned16(out))
+  if (fits_sm80(c, a) && is_vector(a.q.data) && is_vector(a.k.data) && is_vector(out.data))
     return attention_forward_sm80(c, a, out, lse, x.workspace.data);
   run(c, attention_forward_kernel1, blocks_of(a, a.Tq), kRows * 32, a, out, lse);
 }
@@ -210,8 +211,8 @@ void attention_backward(const Args& x, const Context& c) {
   const Attention a = attention_of(x, 1, 2, 5, 6, 7);
   const Floats d_q = floats(x.out[0]);
   const Gradients g{floats(x.in[0]), floats(x.in[3]), x.in[4].f32(), d_q, x.has(2) ? floats(x.out[1]) : d_q};
-  if (fits_sm80(c, a) && aligned16(a.q) && aligned16(a.k) && aligned16(g.d_out) && aligned16(g.out) &&
-      aligned16(g.d_q) && aligned16(g.d_kv))
+  if (fits_sm80(c, a) && is_vector(a.q.data) && is_vector(a.k.data) && is_vector(g.d_out.data) &&
+      is_vector(g.out.data) && is_vector(g.d_q.data) && is_vector(g.d_kv.data))
     return attention_backward_sm80(c, a, g, x.workspace.data);
   float* delta = x.workspace.f32();
   run(c, attention_backward_query_kernel1, blocks_of(a, a.Tq), kRows * 32, a, g.d_out, g.out, g.lse, d_q, delta);

@@ -15,6 +15,7 @@ d_v 44, all of 255 registers: what that costs, and whether D = 96 and 128 want o
 #include <type_traits>
 
 #include "attention_sm80.h"
+#include "attention_sm90.h"
 #include "attention_tiles.cuh"
 
 namespace tc::cuda {
@@ -387,40 +388,6 @@ __device__ __forceinline__ void key_slopes(float (&scores)[R][N][4], float (&d_p
   }
 }
 
-// In numbers of queries: key j is seen from query j - first on, up to `until` - first.
-__device__ __forceinline__ int query_end(int until, int first) {
-  const int64_t end = int64_t(until) - first;
-  return end > kNoEnd ? kNoEnd : end < -kNoEnd ? -kNoEnd : int(end);
-}
-// Which queries see the keys of a block: because j <= position < until[j], one stretch of tiles.
-template <int KEYS, bool UNTIL>
-struct QueryTiles {
-  int from, begin, end;  // the query that sees key 0 first; tiles
-  int whole_below = kNoEnd;
-
-  __device__ QueryTiles(const Attention& a, const Ends* ends, int b, int j0, int first) : from(j0 - first) {
-    int last = int(a.Tq);
-    if constexpr (UNTIL) {
-      const int tiles = (int(a.Tk) + kTileKeys - 1) / kTileKeys;
-      int high = -kNoEnd;
-      for (int x = j0 / kTileKeys; x < (j0 + KEYS) / kTileKeys && x < tiles; x++) {
-        const Ends e = ends[int64_t(b) * tiles + x];
-        whole_below = e.low < whole_below ? e.low : whole_below;
-        high = e.high > high ? e.high : high;
-      }
-      whole_below = query_end(whole_below, first);
-      high = query_end(high, first);
-      last = high < last ? high : last;
-    }
-    begin = from > 0 ? from / kTileQueries : 0;
-    end = last > 0 ? (last + kTileQueries - 1) / kTileQueries : 0;
-  }
-  // Whether all queries of the tile see all keys of the block.
-  __device__ bool whole(int tile) const {
-    return tile * kTileQueries >= from + KEYS - 1 && (!UNTIL || (tile + 1) * kTileQueries <= whole_below);
-  }
-};
-
 // d_k and d_v: in the layout of k and v. Keys are the rows, so that probabilities and slopes are operands as they are.
 template <int DP, int R, bool UNTIL>
 __global__ void __launch_bounds__(kBlock, 2)
@@ -523,8 +490,6 @@ const Ends* make_ends(const Context& c, const Attention& a, void* workspace) {
   return ends;
 }
 
-bool aligned16(const Floats& x) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0; }
-
 bool fits_sm80(const Context& c, const Attention& a) {
   const int64_t most = (1 << 30) - 256;
   return !c.plain && c.capability >= 80 && a.q.is_bf16 && a.D <= 128 && a.rate == 0 && a.Tq < most && a.Tk < most &&
@@ -535,6 +500,7 @@ size_t forward_workspace_sm80(const Attention& a) { return size_t(ends_bytes(a))
 
 void attention_forward_sm80(const Context& c, const Attention& a, Floats out, float* lse, void* workspace) {
   const Ends* ends = make_ends(c, a, workspace);
+  if (fits_sm90(c, a) && attention_forward_sm90(c, a, out, lse, ends)) return;
   with_channels(a.D, [&](auto dp, auto r) {
     constexpr int DP = decltype(dp)::value, R = decltype(r)::value;
     using S = ForwardSizes<DP, R>;

@@ -6,7 +6,6 @@ namespace tc::cuda {
 
 // Whether a call can run there. The tensors must begin at multiples of 16 bytes.
 bool fits_sm80(const Context& c, const Attention& a);
-bool aligned16(const Floats& x);
 
 size_t forward_workspace_sm80(const Attention& a);
 void attention_forward_sm80(const Context& c, const Attention& a, Floats out, float* lse, void* workspace);

@@ -1,11 +1,11 @@
 // What the attention kernels on tensor cores share: which tiles of keys are seen at all, tiles in shared memory, softmax.
 #pragma once
 #include "attention.cuh"
-#include "ptx_sm80.cuh"
+#include "pack.cuh"
 
 namespace tc::cuda {
 
-constexpr int kTileKeys = 64;
+constexpr int kTileKeys = 64, kTileQueries = 64;
 constexpr int kNoEnd = 0x7fffffff;
 constexpr float kLog2E = 1.44269504f;
 
@@ -85,6 +85,40 @@ struct KeyTiles {
   }
 };
 
+// In numbers of queries: key j is seen from query j - first on, up to `until` - first.
+__device__ inline int query_end(int until, int first) {
+  const int64_t end = int64_t(until) - first;
+  return end > kNoEnd ? kNoEnd : end < -kNoEnd ? -kNoEnd : int(end);
+}
+// Which queries see the keys of a block: because j <= position < until[j], one stretch of tiles.
+template <int KEYS, bool UNTIL>
+struct QueryTiles {
+  int from, begin, end;  // the query that sees key 0 first; tiles
+  int whole_below = kNoEnd;
+
+  __device__ QueryTiles(const Attention& a, const Ends* ends, int b, int j0, int first) : from(j0 - first) {
+    int last = int(a.Tq);
+    if constexpr (UNTIL) {
+      const int tiles = (int(a.Tk) + kTileKeys - 1) / kTileKeys;
+      int high = -kNoEnd;
+      for (int x = j0 / kTileKeys; x < (j0 + KEYS) / kTileKeys && x < tiles; x++) {
+        const Ends e = ends[int64_t(b) * tiles + x];
+        whole_below = e.low < whole_below ? e.low : whole_below;
+        high = e.high > high ? e.high : high;
+      }
+      whole_below = query_end(whole_below, first);
+      high = query_end(high, first);
+      last = high < last ? high : last;
+    }
+    begin = from > 0 ? from / kTileQueries : 0;
+    end = last > 0 ? (last + kTileQueries - 1) / kTileQueries : 0;
+  }
+  // Whether all queries of the tile see all keys of the block.
+  __device__ bool whole(int tile) const {
+    return tile * kTileQueries >= from + KEYS - 1 && (!UNTIL || (tile + 1) * kTileQueries <= whole_below);
+  }
+};
+
 // ---- tiles in shared memory: panels of [ROWS][64 channels], 128 bytes a row; the 16-byte chunk c of row r lies at
 // chunk c ^ (r & 7), which keeps ldmatrix free of bank conflicts and is the swizzle of wgmma and of the bulk copies
 
@@ -136,7 +170,6 @@ __device__ inline void pack_a(uint32_t (&a)[4], const float* x, const float* y) 
 // ---- what the backward's first kernel leaves for its second: stats [B·H, tiles of queries, 2, 64], lse · log2 e
 // (infinite where a row sees nothing or lies beyond Tq: its probabilities become 0), then delta = sum d_out · out
 
-constexpr int kTileQueries = 64;
 constexpr int kStats = 2 * kTileQueries;
 inline int64_t stats_bytes(const Attention& a) {
   return a.B * a.H * divide_up(a.Tq, kTileQueries) * kStats * int64_t(sizeof(float));
@@ -145,8 +178,6 @@ __device__ inline int64_t stats_of(const Attention& a, const Place& at, int tile
   const int64_t tiles = (a.Tq + kTileQueries - 1) / kTileQueries;
   return ((at.b * a.H + at.h) * tiles + tile) * kStats;
 }
-__device__ inline float low_half(uint32_t pair) { return bits_to_float(pair << 16); }
-__device__ inline float high_half(uint32_t pair) { return bits_to_float(pair & 0xffff0000u); }
 
 // This lane's share of a row of `out` in the layout of load_a(): pairs of channels 8 n + 2 (lane % 4).
 template <int DP>
@@ -164,7 +195,7 @@ struct OutRow {
 #pragma unroll
     for (int which = 0; which < 2; which++) {
       const uint32_t x = pairs[2 * k + which], y = a[which * 2 + half];
-      sum += fmaf(low_half(x), low_half(y), high_half(x) * high_half(y));
+      sum += fmaf(low_of(x, bf16()), low_of(y, bf16()), high_of(x, bf16()) * high_of(y, bf16()));
     }
   }
 };
@@ -173,8 +204,8 @@ __device__ inline float finite_log2(float lse) { return lse == -INFINITY ? INFIN
 // ---- a row of scores lies in the four lanes of a quad
 
 __device__ inline float quad_max(float x) {
-  x = Larger()(x, __shfl_xor_sync(~0u, x, 1));
-  return Larger()(x, __shfl_xor_sync(~0u, x, 2));
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);

@@ -90,13 +90,6 @@ struct Walk {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(TC_CUDA_EMULATED)
 
-// Shared-memory matrix descriptor, 128-byte swizzle; addresses and offsets in units of 16 bytes.
-//   K-major:  8 rows of 128 bytes, `stride` apart (lead unused)
-//   MN-major: 64 (m or n) x 8 (k); `stride` between groups of 8 k, `lead` between groups of 64 m or n
-__device__ inline uint64_t descriptor(uint32_t at, uint32_t lead, uint32_t stride) {
-  return uint64_t((at & 0x3ffff) >> 4) | uint64_t(lead >> 4) << 16 | uint64_t(stride >> 4) << 32 | uint64_t(1) << 62;
-}
-
 __device__ inline float low_half(uint32_t x) { return bits_to_float(x << 16); }
 __device__ inline float high_half(uint32_t x) { return bits_to_float(x & 0xffff0000u); }
 

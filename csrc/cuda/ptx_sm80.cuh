@@ -23,6 +23,11 @@ TC_PTX void shared_store(uint32_t to, uint32_t x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
 }
 TC_PTX void shared_store(uint32_t to, float x) { shared_store(to, __float_as_uint(x)); }
+TC_PTX uint32_t shared_load(uint32_t from) {
+  uint32_t x;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+  return x;
+}
 struct alignas(16) Words4 {
   uint32_t word[4];
 };

@@ -10,9 +10,9 @@
 
 namespace tc::cuda {
 
-// A row-major matrix [rows, columns], row stride `pitch` elements, moved in boxes of box_rows x 128 bytes, which lie
-// swizzled in shared memory: the 16-byte chunk c of row r at chunk c ^ (r & 7).
-inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t columns, int64_t pitch, int box_rows) {
+// The driver's encoder of tensor maps; false where there is none.
+inline bool encode_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* data, const cuuint64_t* dims,
+                       const cuuint64_t* strides, const cuuint32_t* box) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                               const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -23,12 +23,26 @@ inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t
       f = nullptr;
     return reinterpret_cast<Encode>(f);
   }();
+  const cuuint32_t one[4] = {1, 1, 1, 1};
+  return encode && encode(map, type, rank, data, dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+// A row-major matrix [rows, columns], row stride `pitch` elements, moved in boxes of box_rows x 128 bytes, which lie
+// swizzled in shared memory: the 16-byte chunk c of row r at chunk c ^ (r & 7).
+inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t columns, int64_t pitch, int box_rows) {
   const int size = data.is_bf16 ? 2 : 4;
   const cuuint64_t dims[2] = {cuuint64_t(columns), cuuint64_t(rows)}, stride[1] = {cuuint64_t(pitch * size)};
-  const cuuint32_t box[2] = {cuuint32_t(128 / size), cuuint32_t(box_rows)}, one[2] = {1, 1};
-  return encode && encode(map, data.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2,
-                          data.data, dims, stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  const cuuint32_t box[2] = {cuuint32_t(128 / size), cuuint32_t(box_rows)};
+  return encode_map(map, data.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2,
+                    data.data, dims, stride, box);
+}
+// bf16 [B, T, heads, D], D at most 64, moved in tiles of 64 rows x 64 channels of one head, swizzled likewise.
+inline bool make_head_map(CUtensorMap* map, const void* data, int64_t B, int64_t T, int64_t heads, int64_t D) {
+  const cuuint64_t dims[4] = {cuuint64_t(D), cuuint64_t(heads), cuuint64_t(T), cuuint64_t(B)};
+  const cuuint64_t strides[3] = {cuuint64_t(D * 2), cuuint64_t(heads * D * 2), cuuint64_t(T * heads * D * 2)};
+  const cuuint32_t box[4] = {64, 1, 64, 1};
+  return encode_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), dims, strides, box);
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -63,6 +77,13 @@ TC_PTX void box_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, i
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           to),
       "l"(map), "r"(x), "r"(y), "r"(bar)
+      : "memory");
+}
+TC_PTX void head_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int head, int row, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(to),
+      "l"(map), "r"(0), "r"(head), "r"(row), "r"(batch), "r"(bar)
       : "memory");
 }
 TC_PTX void box_store(const CUtensorMap* map, uint32_t from, int x, int y) {

@@ -40,7 +40,7 @@ const SM80 = [
   'attention.test.js',
   'attention_laws.test.js',
 ]
-const SM90 = ['matmul.test.js', 'head_loss.test.js', 'head_top_k.test.js']
+const SM90 = SM80
 // Those that use clusters, and those that have faster kernels for all GPUs.
 const CLUSTERS = ['loss.test.js', 'head_loss.test.js']
 const FASTER = [

@@ -23,7 +23,7 @@ import { attentionForward, visibleKeys } from '../reference/attention.js'
 forEachDevice(
   'attention forward against float64',
   async (_, precision) => {
-    for (const [k, c] of someOf(CASES, 11).entries())
+    for (const [k, c] of someOf(CASES, 12).entries())
       await (await Run.make(c, new Random(k), precision)).checkForward(precision)
   },
   { ops: FORWARD },
@@ -32,7 +32,7 @@ forEachDevice(
 forEachDevice(
   'attention backward against float64',
   async (_, precision) => {
-    for (const [k, c] of someOf(CASES, 11).entries())
+    for (const [k, c] of someOf(CASES, 12).entries())
       await (await Run.make(c, new Random(k), precision)).checkBackward(precision)
   },
   { ops: BOTH },

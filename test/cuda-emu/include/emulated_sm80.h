@@ -29,6 +29,7 @@ T shared_value(uint32_t at) {
 }
 inline void shared_store(uint32_t to, uint32_t x) { std::memcpy(shared_at(to), &x, 4); }
 inline void shared_store(uint32_t to, float x) { std::memcpy(shared_at(to), &x, 4); }
+inline uint32_t shared_load(uint32_t from) { return shared_value<uint32_t>(from); }
 struct alignas(16) Words4 {
   uint32_t word[4];
 };

@@ -26,9 +26,14 @@ namespace tc::cuda {
 struct CUtensorMap {
   char* data;
   int64_t rows, columns, pitch, size, box_rows;
+  int64_t heads, batches;  // of a head map: columns are a head's
 };
 inline bool make_map(CUtensorMap* map, const Floats& data, int64_t rows, int64_t columns, int64_t pitch, int box_rows) {
-  *map = {static_cast<char*>(data.data), rows, columns, pitch, data.is_bf16 ? 2 : 4, box_rows};
+  *map = {static_cast<char*>(data.data), rows, columns, pitch, data.is_bf16 ? 2 : 4, box_rows, 1, 1};
+  return true;
+}
+inline bool make_head_map(CUtensorMap* map, const void* data, int64_t B, int64_t T, int64_t heads, int64_t D) {
+  *map = {static_cast<char*>(const_cast<void*>(data)), T, D, heads * D, 2, 64, heads, B};
   return true;
 }
 
@@ -98,6 +103,18 @@ inline void box_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int x, i
         std::memcpy(shared, global, size_t(map->size));
       else
         std::memset(shared, 0, size_t(map->size));
+    });
+  });
+}
+inline void head_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int head, int row, int batch) {
+  CUtensorMap one = *map;
+  if (head >= map->heads || batch >= map->batches) std::abort();
+  one.data += (batch * map->rows * map->pitch + head * map->columns) * map->size;
+  load_later(to, bar, 64 * 128, [=] {
+    for_box(&one, to, 0, row, [&](const char* global, uint8_t* shared) {
+      uint16_t element = 0;
+      if (global) std::memcpy(&element, global, 2);
+      std::memcpy(shared, &element, 2);
     });
   });
 }
@@ -205,5 +222,18 @@ struct Wgmma {
     emu::together(&mine, multiply_group<N, TA, TB>);
   }
 };
+
+template <int TB>
+struct Wgmma64 {
+  static void multiply(float (&d)[32], const uint32_t* a, uint64_t of_a, uint64_t b, bool accumulate) {
+    WgmmaLane mine{d, a, of_a, b, accumulate};
+    emu::together(&mine, multiply_group<64, 0, TB>);
+  }
+  static void start(float (&d)[32], uint64_t a, uint64_t b) { multiply(d, nullptr, a, b, false); }
+  static void add(float (&d)[32], uint64_t a, uint64_t b) { multiply(d, nullptr, a, b, true); }
+  static void start(float (&d)[32], const uint32_t (&a)[4], uint64_t b) { multiply(d, a, 0, b, false); }
+  static void add(float (&d)[32], const uint32_t (&a)[4], uint64_t b) { multiply(d, a, 0, b, true); }
+};
+inline void pin_sums(float (&)[32]) {}
 
 }  // namespace tc::cuda
