@@ -49,8 +49,8 @@ export class LiveStep implements Ready {
   }
 
   static async create(spec: StepSpec, precision: Precision, device: Device): Promise<LiveStep> {
-    const model = async (name: string, seed: number): Promise<GPT2> => {
-      const made = new GPT2(configOf(name), { device, precision })
+    const model = async (name: string, seed: number, frozen = false): Promise<GPT2> => {
+      const made = new GPT2(configOf(name), { device, precision, frozen })
       await initRandom(made, seed)
       return made
     }
@@ -59,7 +59,7 @@ export class LiveStep implements Ready {
     const objective = spec.topK
       ? cachedDistillObjective(student, student.config.vocabSize, weights)
       : spec.teacher
-        ? distillObjective(student, await model(spec.teacher, 2), weights)
+        ? distillObjective(student, await model(spec.teacher, 2, true), weights)
         : pretrainObjective()
     const options = {
       batchSize: spec.B,

@@ -38,5 +38,11 @@ export async function openModel(invocation: Invocation): Promise<NamedModel> {
   invocation.note(
     `${folder} (${compact(parameterCount(config))} parameters) on ${device.info().description}, ${precision}`,
   )
-  return { folder, device, precision, tokenizer, load: () => loadGPT2(folder, { device, precision, config }) }
+  return {
+    folder,
+    device,
+    precision,
+    tokenizer,
+    load: () => loadGPT2(folder, { device, precision, config, frozen: true }),
+  }
 }

@@ -18,6 +18,8 @@ export interface ModelOptions {
   device?: Device | string
   /** f32, bf16 or f16 (with f32 master weights and sums); default f32 */
   precision?: Precision
+  /** weights in `precision` alone, without f32 masters: enough for a teacher, evaluation and generation, not for training; default false */
+  frozen?: boolean
 }
 
 /** Optional inputs of a forward pass. */
@@ -56,7 +58,7 @@ export class GPT2 {
     const specs = gpt2Parameters(config).map(spec =>
       spec.name === EMBEDDING ? { ...spec, storedRows: paddedVocab(config.vocabSize) } : spec,
     )
-    this.parameters = new ParameterSet(specs, this.device, this.precision)
+    this.parameters = new ParameterSet(specs, this.device, this.precision, options.frozen)
   }
 
   /**

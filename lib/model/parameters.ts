@@ -22,11 +22,13 @@ const ALIGN = 32
 
 /**
  * A model's parameters in one flat buffer, those with weight decay first, so that gradient accumulation, the global norm and AdamW are
- * one launch each. `master` is f32; `compute` is what kernels read: the same buffer in f32, a rounded copy in bf16 and f16.
+ * one launch each. `master` is f32; `compute` is what kernels read: the same buffer in f32, a rounded copy in bf16 and f16. A frozen
+ * set takes no gradients and has `compute` alone, which is its `master` too.
  */
 export class ParameterSet {
   readonly device: Device
   readonly precision: Precision
+  readonly frozen: boolean
   readonly specs: readonly ParameterSpec[]
   /** elements in the flat buffers, padding included; the first `decayCount` take weight decay */
   readonly size: number
@@ -38,10 +40,11 @@ export class ParameterSet {
   private readonly slots = new Map<string, Slot>()
   private readonly tensors = new Map<string, Tensor>()
 
-  constructor(specs: readonly ParameterSpec[], device: Device, precision: Precision) {
+  constructor(specs: readonly ParameterSpec[], device: Device, precision: Precision, frozen = false) {
     checkPrecision(device, precision)
     this.device = device
     this.precision = precision
+    this.frozen = frozen
     this.specs = specs
     let offset = 0
     let decayCount = 0
@@ -56,8 +59,8 @@ export class ParameterSet {
     }
     this.size = offset
     this.decayCount = decayCount
-    this.master = keep(Tensor.zeros([offset], { device }))
-    this.compute = precision === 'f32' ? this.master : keep(Tensor.zeros([offset], { device, dtype: precision }))
+    this.compute = keep(Tensor.zeros([offset], { device, dtype: precision }))
+    this.master = frozen || precision === 'f32' ? this.compute : keep(Tensor.zeros([offset], { device }))
     for (const [name, slot] of this.slots) {
       const tensor = keep(this.compute.view(slot.storedShape, slot.offset))
       this.tensors.set(name, tensor)
@@ -76,8 +79,16 @@ export class ParameterSet {
     return this.specs.reduce((sum, spec) => sum + elements(spec.shape), 0)
   }
 
-  /** Makes the flat gradient buffer, zeroed, and lets backward accumulate into it. */
+  /**
+   * Makes the flat gradient buffer, zeroed, and lets backward accumulate into it.
+   *
+   * @throws TrainCoreError ERR_ARGUMENT for a frozen set; ERR_MEMORY
+   */
   allocateGradients(): Tensor {
+    if (this.frozen)
+      throw new TrainCoreError('ERR_ARGUMENT', 'a frozen model takes no gradients', {
+        help: 'load it without `frozen`',
+      })
     if (this.gradients) return this.gradients
     this.gradients = keep(Tensor.zeros([this.size], { device: this.device }))
     for (const [name, tensor] of this.tensors) {
@@ -105,7 +116,12 @@ export class ParameterSet {
     if (data.length !== elements(slot.spec.shape))
       throw new TrainCoreError('ERR_SHAPE', `${name} takes ${elements(slot.spec.shape)} elements; got ${data.length}`)
     const part = this.master.view(slot.spec.shape, slot.offset)
-    part.write(data)
+    if (part.dtype === 'f32') part.write(data)
+    else {
+      const values = Tensor.from(data, slot.spec.shape, { device: this.device })
+      run('cast', [values], [part], [dtypeNumber(this.precision)])
+      values.free()
+    }
     part.free()
   }
 
@@ -114,7 +130,7 @@ export class ParameterSet {
     if (this.compute !== this.master) run('cast', [this.master], [this.compute], [dtypeNumber(this.precision)])
   }
 
-  /** The f32 master values of one parameter, in its real shape. */
+  /** The master values of one parameter as f32, in its real shape. */
   async read(name: string): Promise<Float32Array> {
     return await this.readFrom(this.master, name)
   }

@@ -179,7 +179,7 @@ class MainJob {
     const { stage, final } = this.#cached()
     if (existsSync(final)) {
       this.#hooks.onStage?.('teacher', 0)
-      const teacher = await loadGPT2(final, { device: this.#device, precision: this.#precision })
+      const teacher = await loadGPT2(final, { device: this.#device, precision: this.#precision, frozen: true })
       await this.#row('teacher', teacher, null)
       return teacher
     }
@@ -266,7 +266,7 @@ class MainJob {
   }
 
   async #sample(folder: string): Promise<string> {
-    const model = await loadGPT2(folder, { device: this.#device, precision: this.#precision })
+    const model = await loadGPT2(folder, { device: this.#device, precision: this.#precision, frozen: true })
     const decoder = this.#tokenizer.createDecoder()
     let text = ''
     const prompt = this.#tokenizer.encode(PROMPT)

@@ -91,7 +91,8 @@ export async function distill(options: DistillOptions, hooks: TrainHooks = {}): 
     if (resolved.teacherCache !== undefined)
       return await distillFromCache(resolved, resolved.teacherCache, setup, hooks)
     const { device, precision, model: named } = setup
-    const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision })
+    const copied = resolved.init === 'teacher-layers' && !named.folder // into the student: f32 as they are on disk
+    const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision, frozen: !copied })
     let student: GPT2 | undefined
     try {
       student = await makeStudent(named, resolved, setup, teacher)
@@ -118,7 +119,7 @@ async function distillFromCache(
   const { vocabSize } = config
   if (topK > vocabSize)
     throw new TrainCoreError('ERR_CONFIG', `--top-k must be at most the teacher's ${vocabSize} tokens; got ${topK}`)
-  const load = (): Promise<GPT2> => loadGPT2(weights!, { device, precision })
+  const load = (frozen: boolean): Promise<GPT2> => loadGPT2(weights!, { device, precision, frozen })
   const cache = await openTeacherCache(folder, {
     teacher: await hashModelFolder(weights!),
     tokenizer: tokenizer.hash,
@@ -133,10 +134,10 @@ async function distillFromCache(
   })
   let student: GPT2 | undefined
   try {
-    const teacher = options.init === 'teacher-layers' && !named.folder ? await load() : null
+    const teacher = options.init === 'teacher-layers' && !named.folder ? await load(false) : null
     student = await makeStudent(named, options, setup, teacher).finally(() => teacher?.free())
     const source = new BatchSource(data, { ...options, seqLen })
-    await fillTeacherCache(cache, source, steps * gradAccum, load, student, hooks)
+    await fillTeacherCache(cache, source, steps * gradAccum, () => load(true), student, hooks)
     const objective = cachedDistillObjective(student, vocabSize, options)
     const job = jobOf('distill', options, setup, student, null, objective)
     return await train({ ...job, teacherCache: cache }, hooks)

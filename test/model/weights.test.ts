@@ -16,8 +16,8 @@ import {
   writeSafetensors,
 } from '../../lib/model/safetensors.js'
 import { initRandom } from '../../lib/train/init.js'
-import { assertSame } from '../close.js'
-import { onEachDevice } from '../devices.js'
+import { assertSame, rounder } from '../close.js'
+import { forEachDevice, onEachDevice } from '../devices.js'
 import { golden, MODEL_OPS, tinyFolder } from './golden.js'
 
 const folder = await mkdtemp(join(tmpdir(), 'train-core-weights-'))
@@ -236,3 +236,28 @@ test('transformers loads what train-core saves, and goes on alike', {
   assert.deepEqual(made, theirs.continuation)
   assert.ok(new Set(made).size > 10)
 })
+
+forEachDevice(
+  'a frozen model is the same model in less memory, and is not trained',
+  async (device, precision) => {
+    const before = device.info().live
+    const load = async (frozen: boolean) => {
+      const model = await GPT2.load(tinyFolder, { precision, frozen })
+      const bytes = device.info().live - before
+      const names = gpt2Parameters(model.config).map(p => p.name)
+      const values = await Promise.all(names.map(name => model.parameters.read(name)))
+      const logits = await model.logits([prompt])
+      if (frozen) assert.throws(() => model.parameters.allocateGradients(), /a frozen model takes no gradients/)
+      model.free()
+      return { bytes, values, logits, size: model.parameters.size }
+    }
+    const [plain, frozen] = [await load(false), await load(true)]
+    const width = precision === 'f32' ? 4 : 2
+    assert.equal(frozen.bytes, frozen.size * width)
+    assert.equal(plain.bytes, plain.size * (precision === 'f32' ? 4 : 4 + width))
+    assertSame(frozen.logits, plain.logits, 'logits')
+    for (const [k, values] of frozen.values.entries())
+      assertSame(values, plain.values[k]!.map(rounder(precision)), `parameter ${k}`)
+  },
+  { ops: MODEL_OPS },
+)
