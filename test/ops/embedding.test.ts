@@ -20,6 +20,7 @@ interface Case {
 }
 const CASES: readonly Case[] = [
   { B: 3, T: 17, C: 37, V: 11, Vp: 16, P: 19 },
+  { B: 2, T: 200, C: 24, V: 3, Vp: 8, P: 200 }, // ids with many rows
   { B: 1, T: 1, C: 1, V: 1, Vp: 1, P: 1 },
   { B: 2, T: 64, C: 130, V: 500, Vp: 512, P: 64 },
   { B: 1, T: 33, C: 768, V: 97, Vp: 128, P: 40 },
@@ -50,7 +51,7 @@ forEachDevice(
   'embedding forward is exact: plain, with positions, with past, without wpe',
   async (_, precision) => {
     const random = new Random(1)
-    for (const c of someOf(CASES, 2)) {
+    for (const c of someOf(CASES, 3)) {
       const { tokens, positions, wte, wpe } = make(random, c, precision)
       const [table, places] = [await valuesOf(wte), await valuesOf(wpe)]
       const round = (v: number) => rounder(precision)(Math.fround(v))
@@ -195,25 +196,37 @@ forEachDevice(
   'unaligned tensors give the same, and nothing around them is touched; no rows are fine',
   async (_, precision) => {
     const random = new Random(4)
-    const c = CASES[2]!
-    const { tokens, wte, wpe } = make(random, c, precision)
-    const t = ids(tokens, c)
-    const dOut = randomTensor(random, [c.B, c.T, c.C], precision)
-    const zeros = new Float32Array(Math.max(c.Vp, c.P) * c.C)
-    const out = framed([c.B, c.T, c.C], precision)
-    const [dWte, dWpe] = [framed([c.Vp, c.C], 'f32', zeros), framed([c.P, c.C], 'f32', zeros.subarray(0, c.P * c.C))]
-    run('embedding_forward', [t, framed([c.Vp, c.C], precision, await valuesOf(wte)).tensor, wpe], [out.tensor], [c.V])
-    run(
-      'embedding_backward',
-      [framed([c.B, c.T, c.C], precision, await valuesOf(dOut)).tensor, t],
-      [dWte.tensor, dWpe.tensor],
-      [c.V],
-    )
-    assertSame(await valuesOf(out.tensor), await valuesOf(embedding(t, wte, wpe, { vocab: c.V })), 'out')
-    const [plain] = run('embedding_backward', [dOut, t], [Tensor.zeros([c.Vp, c.C]), SKIP], [c.V])
-    assertSame(await valuesOf(dWte.tensor), await valuesOf(plain!), 'd_wte')
-    for (const frame of [out, dWte, dWpe]) await frame.intact()
+    for (const c of [CASES[1]!, CASES[3]!, CASES[4]!]) {
+      const { tokens, wte, wpe } = make(random, c, precision)
+      const t = ids(tokens, c)
+      const dOut = randomTensor(random, [c.B, c.T, c.C], precision)
+      const zeros = new Float32Array(Math.max(c.Vp, c.P) * c.C)
+      const out = framed([c.B, c.T, c.C], precision)
+      const [dWte, dWpe] = [
+        framed([c.Vp, c.C], 'f32', zeros.subarray(0, c.Vp * c.C)),
+        framed([c.P, c.C], 'f32', zeros.subarray(0, c.P * c.C)),
+      ]
+      run(
+        'embedding_forward',
+        [t, framed([c.Vp, c.C], precision, await valuesOf(wte)).tensor, wpe],
+        [out.tensor],
+        [c.V],
+      )
+      run(
+        'embedding_backward',
+        [framed([c.B, c.T, c.C], precision, await valuesOf(dOut)).tensor, t],
+        [dWte.tensor, dWpe.tensor],
+        [c.V],
+      )
+      assertSame(await valuesOf(out.tensor), await valuesOf(embedding(t, wte, wpe, { vocab: c.V })), 'out')
+      const fresh = [Tensor.zeros([c.Vp, c.C]), Tensor.zeros([c.P, c.C])]
+      const [plain, places] = run('embedding_backward', [dOut, t], fresh, [c.V])
+      assertSame(await valuesOf(dWte.tensor), await valuesOf(plain!), 'd_wte')
+      assertSame(await valuesOf(dWpe.tensor), await valuesOf(places!), 'd_wpe')
+      for (const frame of [out, dWte, dWpe]) await frame.intact()
+    }
 
+    const { wte, wpe } = make(random, CASES[3]!, precision)
     const none = Tensor.empty([0, 5], { dtype: 'i32' })
     assert.equal((await valuesOf(embedding(none, wte, wpe))).length, 0)
     const [ofNone] = run('embedding_backward', [Tensor.empty([0, 5, 3]), none], [NEW, SKIP], [4])
