@@ -5,14 +5,18 @@ Choosing the next token from logits.
   sample: softmax(z / temperature), cut to the top_k most probable, then to the smallest set whose probability reaches
   top_p (Holtzman et al. 2019, arXiv 1904.09751; the order of Hugging Face's warpers), then one uniform number through
   the cumulative sum of what is left, in order of the index. Row r takes the random number at position r.
-The order of a row comes from a sort of (probability descending, index) where a cut needs it.
+The order of a row comes from a sort of (probability descending, index) where a cut needs it, or from the top_k best
+alone (select.cu).
+Ladder: kernel1 reads element by element and adds the cumulative sum up 256 columns at a time; kernel2 reads 16 bytes at
+a time, and each thread adds up a stretch of columns, one of which is walked through. Not run on a GPU.
 */
 #include <cfloat>
 
 #include "checks.cuh"
 #include "kernels.h"
+#include "pack.cuh"
 #include "random.cuh"
-#include "sort.cuh"
+#include "select.cuh"
 
 namespace tc::cuda {
 
@@ -47,12 +51,14 @@ struct Choice {
   float scale, top_p;
 };
 
-// One row as its block sees it.
+// One row as its block of `warps` warps sees it.
+template <int warps>
 struct Row {
+  static constexpr int kThreads = warps * 32;
   const Choice& c;
   int64_t r;
   float top;
-  double* sums;  // [kWarps], shared
+  double* sums;  // [warps], shared
 
   __device__ float logit(int64_t v) const { return c.logits[r * c.Vp + v]; }
   __device__ float weight(int64_t v) const { return expf((logit(v) - top) * c.scale); }
@@ -61,7 +67,7 @@ struct Row {
   __device__ double total(int64_t n, bool by_rank) const {
     double sum = 0;
     for (int64_t k = threadIdx.x; k < n; k += kThreads) sum += weight(by_rank ? ranked(k) : k);
-    return block_join(sum, Add(), sums);
+    return block_join<warps>(sum, Add(), sums);
   }
   // The fewest of the first n ranks whose weights reach `enough`, at least one; their sum.
   __device__ int64_t reach(double enough, int64_t n, double* sum, unsigned long long* found) const {
@@ -74,7 +80,7 @@ struct Row {
       if (mine < n && upto >= enough) atomicMin(found, static_cast<unsigned long long>(mine));
       __syncthreads();
       if (*found != kNotFound) break;
-      before = block_join(upto, Highest(), sums);
+      before = block_join<warps>(upto, Highest(), sums);
     }
     const int64_t count = *found == kNotFound ? n : int64_t(*found) + 1;
     *sum = total(count, true);
@@ -97,33 +103,132 @@ struct Row {
       if (w > 0 && upto > target) atomicMin(found, static_cast<unsigned long long>(mine));
       __syncthreads();
       if (*found != kNotFound) return int64_t(*found);
-      before = block_join(upto, Highest(), sums);
+      before = block_join<warps>(upto, Highest(), sums);
     }
-    return block_join(last, Latest(), reinterpret_cast<int64_t*>(sums));
+    return block_join<warps>(last, Latest(), reinterpret_cast<int64_t*>(sums));
   }
 };
+
+// The last key that top_k and top_p leave; *sum: of all weights, then of those that are left.
+template <int warps>
+__device__ uint64_t cut_row(const Row<warps>& row, double* sum, unsigned long long* found) {
+  const Choice& c = row.c;
+  int64_t n = c.V;
+  if (c.top_k > 0 && c.top_k < c.V) {
+    n = c.top_k;
+    *sum = row.total(n, true);
+  }
+  if (c.top_p < 1) n = row.reach(double(c.top_p) * *sum, n, sum, found);
+  const uint64_t cut = n < c.V ? c.keys[row.r * c.length + n - 1] : kLastKey;
+  __syncthreads();
+  return cut;
+}
 
 // A block a row; -1 where the row is no distribution.
 __global__ void sample_kernel1(int32_t* out, Choice c, const int32_t* rng, uint32_t stream) {
   __shared__ double sums[kWarps];
   __shared__ unsigned long long found;
   const int64_t r = blockIdx.x, best = best_of(c.logits, r * c.Vp, c.V, reinterpret_cast<uint64_t*>(sums));
-  const Row row{c, r, c.logits[r * c.Vp + best], sums};
+  const Row<kWarps> row{c, r, c.logits[r * c.Vp + best], sums};
   double sum = row.total(c.V, false);
   if (!isfinite(sum)) {
     if (threadIdx.x == 0) out[r] = -1;
     return;
   }
-  int64_t n = c.V;
-  if (c.top_k > 0 && c.top_k < c.V) {
-    n = c.top_k;
-    sum = row.total(n, true);
-  }
-  if (c.top_p < 1) n = row.reach(double(c.top_p) * sum, n, &sum, &found);
-  const uint64_t cut = n < c.V ? c.keys[r * c.length + n - 1] : kLastKey;
-  __syncthreads();
+  const uint64_t cut = cut_row(row, &sum, &found);
   const float uniform = philox_uniform(philox_word(rng, stream, uint64_t(r)));
   const int64_t token = row.draw(double(uniform) * sum, cut, &found);
+  if (threadIdx.x == 0) out[r] = int32_t(token);
+}
+
+constexpr int kMoreWarps = 16;
+
+// f(v, z) for this thread's columns; packs of the row in turn, or a stretch of it.
+template <class T, class F>
+__device__ void each_logit(const T* row, int64_t begin, int64_t end, int64_t step, bool vector, F&& f) {
+  constexpr int N = kPack<T>;
+  for (int64_t at = begin; at < end; at += step) {
+    float z[N];
+    load_some(z, row, at, end, vector);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+      if (at + k < end) f(at + k, z[k]);
+  }
+}
+
+template <class T>
+__device__ int64_t best_of_row(const T* row, int64_t V, bool vector, uint64_t* scratch) {
+  uint64_t best = kLastKey;
+  each_logit(row, threadIdx.x * int64_t(kPack<T>), V, kMoreWarps * 32 * kPack<T>, vector, [&](int64_t v, float z) {
+    if (z == z) best = Smaller()(best, key_of(z, v));
+  });
+  best = block_join<kMoreWarps>(best, Smaller(), scratch);
+  return best == kLastKey ? V - 1 : index_of(best);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMoreWarps * 32)
+    argmax_kernel2(int32_t* out, const T* logits, int64_t Vp, int64_t V, bool vector) {
+  __shared__ uint64_t scratch[kMoreWarps];
+  const int64_t best = best_of_row(logits + blockIdx.x * Vp, V, vector, scratch);
+  if (threadIdx.x == 0) out[blockIdx.x] = int32_t(best);
+}
+
+// As Row::draw(): each thread adds up the weights of a stretch, and the first whose sum exceeds `target` walks it.
+template <class T>
+__device__ int64_t draw_from(const Row<kMoreWarps>& row, const T* logits, double target, uint64_t cut, bool vector,
+                             unsigned long long* found) {
+  constexpr int N = kPack<T>, threads = kMoreWarps * 32;
+  const int64_t V = row.c.V, stretch = (V + threads * N - 1) / (threads * N) * N, begin = threadIdx.x * stretch;
+  const int64_t end = begin + stretch < V ? begin + stretch : V;
+  const auto weight = [&](int64_t v, float z) {
+    return key_of(z, v) <= cut ? double(expf((z - row.top) * row.c.scale)) : 0;
+  };
+  double sum = 0;
+  int64_t last = -1;
+  each_logit(logits, begin, end, N, vector, [&](int64_t v, float z) {
+    const double w = weight(v, z);
+    sum += w;
+    if (w > 0) last = v;
+  });
+  const double upto = block_scan(sum, row.sums);
+  if (threadIdx.x == 0) *found = kNotFound;
+  __syncthreads();
+  if (sum > 0 && upto > target) atomicMin(found, static_cast<unsigned long long>(threadIdx.x));
+  __syncthreads();
+  if (*found == kNotFound) return block_join<kMoreWarps>(last, Latest(), reinterpret_cast<int64_t*>(row.sums));
+  int64_t token = -1;
+  if (*found == threadIdx.x) {
+    double before = upto - sum;
+    each_logit(logits, begin, end, N, vector, [&](int64_t v, float z) {
+      before += weight(v, z);
+      if (token < 0 && before > target) token = v;
+    });
+    if (token < 0) token = last;
+  }
+  return block_join<kMoreWarps>(token, Latest(), reinterpret_cast<int64_t*>(row.sums));
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMoreWarps * 32)
+    sample_kernel2(int32_t* out, Choice c, const T* logits, const int32_t* rng, uint32_t stream, bool vector) {
+  __shared__ double sums[kMoreWarps];
+  __shared__ unsigned long long found;
+  const int64_t r = blockIdx.x;
+  const T* of_row = logits + r * c.Vp;
+  const int64_t best = best_of_row(of_row, c.V, vector, reinterpret_cast<uint64_t*>(sums));
+  const Row<kMoreWarps> row{c, r, to_float(of_row[best]), sums};
+  double sum = 0;
+  each_logit(of_row, threadIdx.x * int64_t(kPack<T>), c.V, kMoreWarps * 32 * kPack<T>, vector,
+             [&](int64_t, float z) { sum += expf((z - row.top) * c.scale); });
+  sum = block_join<kMoreWarps>(sum, Add(), sums);
+  if (!isfinite(sum)) {
+    if (threadIdx.x == 0) out[r] = -1;
+    return;
+  }
+  const uint64_t cut = cut_row(row, &sum, &found);
+  const float uniform = philox_uniform(philox_word(rng, stream, uint64_t(r)));
+  const int64_t token = draw_from(row, of_row, double(uniform) * sum, cut, vector, &found);
   if (threadIdx.x == 0) out[r] = int32_t(token);
 }
 
@@ -134,21 +239,46 @@ int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
 
 void argmax(const Args& x, const Context& c) {
   const View& logits = x.in[0];
-  run(c, argmax_kernel1, dim3(unsigned(rows_of(logits))), kThreads, x.out[0].i32(), floats(logits), logits.last(),
-      int64_t(x.i(0)));
+  const dim3 grid(unsigned(rows_of(logits)));
+  if (c.plain)
+    return run(c, argmax_kernel1, grid, kThreads, x.out[0].i32(), floats(logits), logits.last(), int64_t(x.i(0)));
+  with_float(logits.dtype, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    run(c, argmax_kernel2<T>, grid, kMoreWarps * 32, x.out[0].i32(), logits.as<T>(), logits.last(), int64_t(x.i(0)),
+        is_vector(logits.data, logits.last() * int64_t(sizeof(T))));
+  });
 }
 
-size_t sample_workspace(const Args& x, const Context&) {
-  return cuts(x) ? size_t(rows_of(x.in[0]) * sort_length(x.i(0))) * sizeof(uint64_t) : 0;
+namespace {
+bool selects(const Args& x, const Context& c) {
+  return cuts(x) && !c.plain && x.i(2) > 0 && x.i(2) < x.i(0) && x.i(2) <= kMostSelected;
+}
+// The keys of a row: none, the top_k best, or all in order.
+int64_t keys_of(const Args& x, const Context& c) { return selects(x, c) ? x.i(2) : cuts(x) ? sort_length(x.i(0)) : 0; }
+}  // namespace
+
+size_t sample_workspace(const Args& x, const Context& c) {
+  return size_t(rows_of(x.in[0]) * keys_of(x, c)) * sizeof(uint64_t);
 }
 void sample(const Args& x, const Context& c) {
   const View& logits = x.in[0];
   if (x.f(1) == 0) return argmax(x, c);
-  const int64_t R = rows_of(logits), V = x.i(0), length = sort_length(V);
-  uint64_t* keys = cuts(x) ? x.workspace.as<uint64_t>() : nullptr;
-  if (keys) sort_logits(c, keys, floats(logits), logits.last(), R, V);
+  const int64_t R = rows_of(logits), V = x.i(0), length = keys_of(x, c);
+  uint64_t* keys = length ? x.workspace.as<uint64_t>() : nullptr;
+  if (selects(x, c))
+    select_logits(c, keys, floats(logits), logits.last(), R, V, length);
+  else if (keys)
+    sort_logits(c, keys, floats(logits), logits.last(), R, V);
   const Choice choice{floats(logits), keys, logits.last(), V, length, x.i(2), fminf(1 / x.f(1), FLT_MAX), x.f(3)};
-  run(c, sample_kernel1, dim3(unsigned(R)), kThreads, x.out[0].i32(), choice, x.in[1].i32(), uint32_t(x.i(4)));
+  const dim3 grid{unsigned(R)};
+  if (c.plain)
+    run(c, sample_kernel1, grid, kThreads, x.out[0].i32(), choice, x.in[1].i32(), uint32_t(x.i(4)));
+  else
+    with_float(logits.dtype, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      run(c, sample_kernel2<T>, grid, kMoreWarps * 32, x.out[0].i32(), choice, logits.as<T>(), x.in[1].i32(),
+          uint32_t(x.i(4)), is_vector(logits.data, logits.last() * int64_t(sizeof(T))));
+    });
   check_ids(c, Ids{x.out[0].data}, R, INT32_MAX, kLogitsFault);
 }
 

@@ -4,16 +4,6 @@ namespace tc::cuda {
 
 namespace {
 
-// Orders keys i and i + stride of a row; the direction of merges of `merge` keys alternates.
-__device__ void order_pair(uint64_t* keys, int64_t at, int64_t i, int64_t stride, int64_t merge) {
-  uint64_t &a = keys[i], &b = keys[i + stride];
-  const bool ascending = ((at + i) & merge) == 0;
-  if ((a > b) == ascending) {
-    const uint64_t t = a;
-    a = b;
-    b = t;
-  }
-}
 // The lower key of pair p at this stride.
 __device__ int64_t lower(int64_t p, int64_t stride) { return (p / stride) * 2 * stride + p % stride; }
 

@@ -22,6 +22,17 @@ __device__ inline uint64_t key_of(float z, int64_t v) {
 }
 __device__ inline int64_t index_of(uint64_t key) { return int64_t(key & 0xffffffffu); }
 
+// Orders keys i and i + stride of a row; the direction of merges of `merge` keys alternates.
+__device__ inline void order_pair(uint64_t* keys, int64_t at, int64_t i, int64_t stride, int64_t merge) {
+  uint64_t &a = keys[i], &b = keys[i + stride];
+  const bool ascending = ((at + i) & merge) == 0;
+  if ((a > b) == ascending) {
+    const uint64_t t = a;
+    a = b;
+    b = t;
+  }
+}
+
 // keys[r][v] = key_of(logits[r·stride + v], v) for v < V, kLastKey behind; sorted.
 void sort_logits(const Context& c, uint64_t* keys, const Floats& logits, int64_t stride, int64_t rows, int64_t V);
 void sort_rows(const Context& c, uint64_t* keys, int64_t rows, int64_t length);  // ascending

@@ -50,6 +50,9 @@ const FASTER = [
   'optim.test.js',
   'elementwise.test.js',
   'random.test.js',
+  'embedding.test.js',
+  'sample.test.js',
+  'head_top_k.test.js',
 ]
 
 for (const file of files)

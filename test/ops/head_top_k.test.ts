@@ -13,6 +13,7 @@ const SHAPES = [
   [3, 8, 17, 17, 5],
   [1, 5, 1, 4, 1],
   [13, 16, 61, 64, 61],
+  [2, 8, 3001, 3008, 200],
   [700, 8, 29, 32, 3],
   [2, 16, 70000, 70000, 64],
 ] as const
@@ -31,7 +32,7 @@ forEachDevice(
   'head_top_k is the top of softmax(hidden·headᵀ / T), and what is left',
   async (_device, precision) => {
     const random = new Random(11)
-    for (const [R, C, V, Vp, K] of someOf(SHAPES, 3))
+    for (const [R, C, V, Vp, K] of someOf(SHAPES, 4))
       for (const temperature of [1, 2.5]) {
         const what = `[${[R, C, V, Vp, K].join(', ')}] T=${temperature}`
         const hidden = randomTensor(random, [R, C], precision)
@@ -71,6 +72,11 @@ onEachDevice(
     const head = Tensor.from([1, 5, 2, 5, 1, 5, 2, 5, 0, 5], [5, 2])
     const { ids } = headTopK(hidden, head, { topK: 4 })
     assertSame(await ids.read(), [1, 3, 0, 2], 'ids')
+    // more of them than a block keeps, and a thread of it that has none of the best
+    const values = Array.from({ length: 3000 }, (_, v) => (v % 2048 >= 20 && v % 2048 < 24 ? -1 : 0))
+    const many = headTopK(Tensor.from([1], [1, 1]), Tensor.from(values, [3000, 1]), { topK: 512 })
+    const first = [...values.keys()].filter(v => values[v] === 0).slice(0, 512)
+    assertSame(await many.ids.read(), first, 'ids of many')
   },
   OPS,
 )

@@ -75,6 +75,11 @@ inline unsigned atomicOr(unsigned* at, unsigned bits) {
   *at |= bits;
   return old;
 }
+inline int atomicAdd(int* at, int x) {
+  const int old = *at;
+  *at += x;
+  return old;
+}
 inline unsigned long long atomicMin(unsigned long long* at, unsigned long long x) {
   const unsigned long long old = *at;
   if (x < old) *at = x;
