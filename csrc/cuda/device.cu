@@ -31,9 +31,12 @@ struct Device {
   Context context;
   Report* host_report;  // pinned
   Staging staging;
+  char* small;  // pinned: what a short download goes through
   int index;
   Queued last;
+  bool settled;  // nothing was queued since host_report was read back
 };
+constexpr size_t kSmall = size_t(64) << 10;
 
 struct Graph {
   cudaGraphExec_t launchable;
@@ -178,6 +181,7 @@ Device* open(int32_t index, Status* s) {
   next([&] { return cudaMalloc(reinterpret_cast<void**>(&d->context.report), sizeof(Report)); });
   next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->host_report), sizeof(Report)); });
   next([&] { return cudaMemcpy(d->context.report, &kNoReport, sizeof(Report), cudaMemcpyHostToDevice); });
+  next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->small), kSmall); });
   for (int k = 0; k < 2; k++) {
     next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->staging.half[k]), Staging::kHalf); });
     next([&] { return cudaEventCreateWithFlags(&d->staging.copied[k], cudaEventDisableTiming); });
@@ -192,6 +196,7 @@ void close(Device* d) {
   cudaStreamDestroy(d->context.stream);
   cudaFree(d->context.report);
   cudaFreeHost(d->host_report);
+  cudaFreeHost(d->small);
   for (int k = 0; k < 2; k++) {
     cudaFreeHost(d->staging.half[k]);
     cudaEventDestroy(d->staging.copied[k]);
@@ -239,6 +244,7 @@ cudaError_t next_half(Device* d) {
 void upload(Device* d, void* to, const void* from, size_t bytes, Status* s) {
   Staging& t = d->staging;
   check(d, enter(d), s);
+  d->settled = false;
   for (size_t done = 0; s->ok() && done < bytes;) {
     if (t.used >= Staging::kHalf) check(d, next_half(d), s);
     if (!s->ok()) return;
@@ -251,24 +257,37 @@ void upload(Device* d, void* to, const void* from, size_t bytes, Status* s) {
     done += piece;
   }
 }
+// Waits for all that was queued; the report comes along.
+void settle(Device* d, Status* s) {
+  if (d->settled) return;
+  const cudaStream_t stream = d->context.stream;
+  check(d, cudaMemcpyAsync(d->host_report, d->context.report, sizeof(Report), cudaMemcpyDeviceToHost, stream), s);
+  if (s->ok()) check(d, cudaStreamSynchronize(stream), s);
+  d->settled = s->ok();
+}
+// The reads at the end of a step are short: one wait serves them and the finish() behind them.
 void download(Device* d, void* to, const void* from, size_t bytes, Status* s) {
   check(d, enter(d), s);
-  if (s->ok()) check(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->context.stream), s);
-  if (s->ok()) check(d, cudaStreamSynchronize(d->context.stream), s);
+  void* through = bytes <= kSmall ? d->small : to;
+  if (s->ok()) check(d, cudaMemcpyAsync(through, from, bytes, cudaMemcpyDeviceToHost, d->context.stream), s);
+  d->settled = false;
+  if (s->ok()) settle(d, s);
+  if (s->ok() && through != to) std::memcpy(to, through, bytes);
 }
 void fill_zero(Device* d, void* data, size_t bytes, Status* s) {
   check(d, enter(d), s);
+  d->settled = false;
   if (s->ok()) check(d, cudaMemsetAsync(data, 0, bytes, d->context.stream), s);
 }
 
 void finish(Device* d, Status* s) {
-  download(d, d->host_report, d->context.report, sizeof(Report), s);
+  check(d, enter(d), s);
+  if (s->ok()) settle(d, s);
   if (!s->ok() || d->host_report->fault == kNoFault) return;
   describe_fault(*d->host_report, s);
   *d->host_report = kNoReport;
   Status ignored;
   upload(d, d->context.report, d->host_report, sizeof(Report), &ignored);
-  cudaStreamSynchronize(d->context.stream);  // the pinned copy is written again by the next finish()
 }
 
 bool has(Op op) { return kLaunchers[int(op)] != nullptr; }
@@ -279,6 +298,7 @@ size_t workspace(Device* d, const Args* x) {
 void launch(Device* d, const Args* x, Status* s) {
   check(d, enter(d), s);
   if (!s->ok()) return;
+  d->settled = false;
   d->last.op = d->context.op = x->op;
   if (d->last.how != Queued::into_graph) d->last.how = Queued::as_op;
   kLaunchers[int(x->op)](*x, d->context);
@@ -306,6 +326,7 @@ Graph* graph_end(Device* d, Status* s) {
 void graph_launch(Device* d, Graph* g, Status* s) {
   check(d, enter(d), s);
   if (!s->ok()) return;
+  d->settled = false;
   d->last = {g->last, Queued::as_graph};
   check(d, cudaGraphLaunch(g->launchable, d->context.stream), s);
 }

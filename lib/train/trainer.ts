@@ -79,6 +79,7 @@ export class Trainer {
   readonly #options: TrainerOptions
   readonly #moments: Moments[]
   readonly #inputs: StepInputs
+  readonly #ones: Float32Array
   readonly #rng: Tensor
   /** [learning rate, step counted from 1] */
   readonly #schedule: Tensor
@@ -103,6 +104,7 @@ export class Trainer {
       set.allocateGradients()
       return { set, m: Tensor.zeros([set.size], { device }), v: Tensor.zeros([set.size], { device }) }
     })
+    this.#ones = new Float32Array(B * T).fill(1)
     const ids = (shape: number[]): Tensor => Tensor.from(new Int32Array(B * T), shape, { device })
     const { embedding, attention, residual } = model.config.dropout
     this.#rng = createRng(options.seed, device)
@@ -154,8 +156,7 @@ export class Trainer {
 
   async #attempt(batches: readonly TrainBatch[], step: number, lr: number): Promise<StepFigures> {
     const { tokens, targets, weights, seed, sums, until, positions, cached } = this.#inputs
-    const rows = batches.map(batch => batch.weights ?? new Float32Array(batch.targets.length).fill(1))
-    const total = rows.reduce((sum, row) => sum + row.reduce((a, b) => a + b, 0), 0)
+    const total = batches.reduce((sum, batch) => sum + totalWeight(batch), 0)
     for (const { set } of this.#moments) fill(set.gradients!, 0)
     fill(sums, 0)
     const lossScale = this.lossScale
@@ -164,7 +165,7 @@ export class Trainer {
     for (const [k, batch] of batches.entries()) {
       tokens.write(batch.inputs)
       targets.write(batch.targets)
-      weights.write(rows[k])
+      weights.write(batch.weights ?? this.#ones)
       if (cached) {
         cached.ids.write(batch.teacher!.ids)
         cached.logProbs.write(batch.teacher!.logProbs)
@@ -177,11 +178,12 @@ export class Trainer {
     }
     this.#schedule.write([lr, step + 1])
     this.#update()
+    const counted = batches.reduce((count, batch) => count + countedTokens(batch), 0) // while the device works
     const [partSums, [gradNorm]] = (await Promise.all([sums.read(), this.#norm.read()])) as Float32Array[]
     const parts = Array.from(partSums, sum => (total > 0 ? sum / total : 0))
     const { coefficients } = this.objective
     const loss = parts.reduce((sum, part, k) => sum + (coefficients[k] ? coefficients[k] * part : 0), 0)
-    return { loss, parts, gradNorm, tokens: rows.reduce((n, row) => n + row.filter(w => w !== 0).length, 0) }
+    return { loss, parts, gradNorm, tokens: counted }
   }
 
   /** What the loss is multiplied with for backward; 1 but in f16. */
@@ -290,6 +292,13 @@ export class Trainer {
     const tensors = [...Object.values(inputs), ...Object.values(cached ?? {}), ...own]
     for (const tensor of tensors as (Tensor | null)[]) tensor?.free()
   }
+}
+
+function totalWeight({ weights, targets }: TrainBatch): number {
+  return weights ? weights.reduce((a, b) => a + b, 0) : targets.length
+}
+function countedTokens({ weights, targets }: TrainBatch): number {
+  return weights ? weights.filter(weight => weight !== 0).length : targets.length
 }
 
 /** Of a cached teacher's ids. */

@@ -159,8 +159,8 @@ onEachDevice(
 )
 
 onEachDevice(
-  'ids outside the vocabulary and positions outside wpe are named at the next read',
-  async () => {
+  'ids outside the vocabulary and positions outside wpe are named at the next read or fence',
+  async device => {
     const wte = Tensor.full([8, 2], 1)
     const wpe = Tensor.full([4, 2], 1)
     const at = (list: number[]) => Tensor.from(Int32Array.from(list), [1, list.length])
@@ -187,6 +187,12 @@ onEachDevice(
     )
     const [dWte] = run('embedding_backward', [Tensor.full([1, 2, 2], 1), at([0, 9])], [NEW, SKIP], [5])
     await rejects(dWte!, '[embedding_backward] token id 9 at row 1 is outside the vocabulary of 5')
+    // Nothing is queued between a read and the op but the op, and no read follows.
+    const tokens = at([3, 11])
+    await tokens.read()
+    embedding(tokens, wte)
+    await assert.rejects(device.sync(), { code: 'ERR_DATA', message: /token id 11 at row 1/ })
+    await device.sync()
     assertSame(await valuesOf(embedding(at([1]), wte, wpe)), [2, 2], 'the device works on')
   },
   BOTH,
