@@ -61,6 +61,13 @@ export class Device {
   }
 }
 
+export interface OpenOptions {
+  /** CPU threads; default TRAIN_CORE_THREADS, else all. Only the first opening can set it */
+  threads?: number
+  /** @internal not tested before its first use: the doctor does that */
+  untested?: boolean
+}
+
 const opened: Device[] = []
 const byName = new Map<string, Device>()
 let defaultDevice: Device | undefined
@@ -69,12 +76,12 @@ let defaultDevice: Device | undefined
  * Opens a device by name; the same name gives the same object. A Metal device is tested before its first use; where kernels that lean
  * on special hardware are wrong there, one line on stderr says which plain ones are used instead.
  *
- * @param name `auto` (the fastest that works: cuda, metal, cpu), `cpu`, `cuda`, `cuda:N` or `metal`
- * @param options.threads CPU threads; default TRAIN_CORE_THREADS, else all. Only the first opening can set it
+ * @param name `auto` (the fastest that works: cuda, metal, cpu; one that is here and does not work is named on stderr), `cpu`, `cuda`,
+ * `cuda:N` or `metal`
  * @throws TrainCoreError ERR_DEVICE when it isn't there (never a silent fallback) or computes wrong, ERR_ARGUMENT for an unknown name
  */
-export function device(name = 'auto', options: { threads?: number /** @internal */; untested?: boolean } = {}): Device {
-  if (name === 'auto') name = availableDevices()[0]!
+export function device(name = 'auto', options: OpenOptions = {}): Device {
+  if (name === 'auto') return automaticDevice(options)
   const threads = options.threads ?? 0
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
     throw new TrainCoreError('ERR_ARGUMENT', `threads must be an integer from 1 to 1024; got ${threads}`)
@@ -89,6 +96,18 @@ export function device(name = 'auto', options: { threads?: number /** @internal 
   opened[index] = open
   byName.set(name, open)
   return open
+}
+
+function automaticDevice(options: OpenOptions): Device {
+  const names = availableDevices()
+  for (const name of names.slice(0, -1))
+    try {
+      return device(name, options)
+    } catch (error) {
+      if (!(error instanceof TrainCoreError) || error.code !== 'ERR_DEVICE') throw error
+      process.stderr.write(`train-core: not ${name}: ${error.message.split('; help: ')[0]}\n`)
+    }
+  return device(names.at(-1)!, options)
 }
 
 /** TRAIN_CORE_METAL_SELF_TEST: 0 trusts the GPU; 1 tests the tests' emulator too, which computes right. */

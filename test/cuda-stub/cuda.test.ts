@@ -31,6 +31,7 @@ function thrown(body: () => unknown): Outcome {
 // What a child process does; its result is printed as JSON.
 const cases: Record<string, () => unknown> = {
   status: () => ({ ...backends().find(backend => backend.name === 'cuda'), open: thrown(() => device('cuda')) }),
+  automatic: () => ({ name: device().name }),
   async use() {
     const open = device('cuda')
     const [a, b] = [1, 2].map(value => Tensor.from(Float32Array.of(value, 10 * value), [2], { device: open }))
@@ -152,6 +153,12 @@ if (asked) {
       const { available, open } = child('status', { TRAIN_CORE_STUB: 'open' })
       assert.ok(available)
       assert.deepEqual(open, { code: 'ERR_DEVICE', message: 'cuda:0: the stub does not open' })
+    })
+    test('that can not open its device is passed over by the automatic choice, which says so', () => {
+      const { result, stderr } = childWithErrors('automatic', { TRAIN_CORE_STUB: 'open' })
+      assert.deepEqual(result, { name: 'cpu' })
+      assert.equal(stderr, 'train-core: not cuda: cuda:0: the stub does not open\n')
+      assert.deepEqual(child('automatic'), { name: 'cuda' })
     })
     test('reports what failed later once, by the name of its op', () => {
       const { first, again } = child('late')
