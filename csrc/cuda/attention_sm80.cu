@@ -246,43 +246,6 @@ struct BackwardSizes {
   static constexpr int kBytes = 2 * kOwn + 2 * kStage;
 };
 
-// The rows of stats of a warp's 16 R queries, and their place there: delta from d_out's tile and `out`.
-template <int DP, int R>
-struct RowStats {
-  float logs[R][2], deltas[R][2];
-
-  template <int ROWS>
-  __device__ __forceinline__ void make(uint32_t of_d_out, const bf16* out, int stride, const float* lse, int i0,
-                                       int row, int Tq, int channels, float* stats) {
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-      OutRow<DP> rows[2];
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int i = i0 + row + r * 16 + half * 8;
-        rows[half].load(i < Tq ? out + int64_t(i) * stride : nullptr, channels);
-        logs[r][half] = finite_log2(i < Tq ? lse[i] : -INFINITY);
-        deltas[r][half] = 0;
-      }
-#pragma unroll
-      for (int k = 0; k < DP / 16; k++) {
-        uint32_t a[4];
-        load_a<ROWS>(a, of_d_out, warp() * 16 * R + r * 16, k);
-#pragma unroll
-        for (int half = 0; half < 2; half++) rows[half].multiply(deltas[r][half], a, k, half);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        deltas[r][half] = quad_sum(deltas[r][half]);
-        const int at = row + r * 16 + half * 8;
-        if ((lane() & 3) || i0 + at / 64 * 64 >= Tq) continue;
-        stats[at / 64 * kStats + at % 64] = logs[r][half];
-        stats[at / 64 * kStats + kTileQueries + at % 64] = deltas[r][half];
-      }
-    }
-  }
-};
-
 // Scores to probabilities p, d_p to slopes p (d_p - delta), of queries (rows) and keys (columns).
 template <int R, int N, bool UNTIL, class Stats>
 __device__ __forceinline__ void query_slopes(float (&scores)[R][N][4], float (&d_p)[R][N][4], const Stats& stats,
@@ -334,11 +297,11 @@ __global__ void __launch_bounds__(kBlock, 2)
   load_tile<ROWS, DP, kBlock>(of_d_out, d_out + result, stride, i0, Tq, D);
   if (j < tiles.count) load(j, 0);
   copy_commit();
+  RowStats<DP, R> mine;
+  mine.load(out + result, stride, lse + (int64_t(at.b) * a.H + at.h) * Tq, i0 + row, Tq, D);
   copy_wait<0>();
   __syncthreads();
-  RowStats<DP, R> mine;
-  mine.template make<ROWS>(of_d_out, out + result, stride, lse + (int64_t(at.b) * a.H + at.h) * Tq, i0, row, Tq, D,
-                           stats + stats_of(a, at, at.tile * R));
+  mine.template multiply<ROWS>(of_d_out, stats + stats_of(a, at, at.tile * R), row, Tq - i0);
   const WarpRows<ROWS, R> query{of_q}, gradient{of_d_out};
 
   float sums[R][DP / 8][4] = {};
@@ -515,6 +478,7 @@ size_t backward_workspace_sm80(const Attention& a) { return size_t(stats_bytes(a
 void attention_backward_sm80(const Context& c, const Attention& a, const Gradients& g, void* workspace) {
   float* stats = static_cast<float*>(workspace);
   const Ends* ends = make_ends(c, a, static_cast<char*>(workspace) + stats_bytes(a));
+  if (fits_sm90(c, a) && attention_backward_sm90(c, a, g, stats, ends)) return;
   with_channels(a.D, [&](auto dp, auto r) {
     constexpr int DP = decltype(dp)::value, R = decltype(r)::value;
     using S = BackwardSizes<DP, R>;

@@ -12,9 +12,11 @@ racecheck reported one hazard a kernel of the prototype there, of which it does 
 stage holds beside the copies, its note, is therefore read by lane 0 alone, the lane that arrives. Whether racecheck is
 content now, only a GPU can tell.
 
-Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward, ms, at H = 12, T = 1024, B·T = 32768; cuDNN .160,
-FlashAttention-2 .247): .164, packed documents .148. This version was emulated on a CPU, tile by tile; it has not run on a
-GPU. nvcc 13.0: no wgmma is serialized and nothing spills (126 registers, with `until` 128, of 128).
+Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward / backward, ms, at H = 12, T = 1024, B·T = 32768;
+cuDNN .160 / .570, FlashAttention-2 .247 / .746): mma.sync .226 / .758; wgmma, d_k and d_v by two warpgroups in one block
+.163 / .514; three blocks of one warpgroup an SM, the stationary operand from shared memory, .164 / .437 (packed
+documents .148 / .287). This version was emulated on a CPU, tile by tile; it has not run on a GPU. nvcc 13.0 serializes no
+wgmma and spills nothing: forward 126 registers, d_q 140, d_k and d_v 168; with `until` 128, 168, 168, all there are.
 */
 #include "attention_sm80.h"
 #include "attention_sm90.h"
@@ -29,8 +31,8 @@ namespace {
 constexpr int kTile = kTileBytes<64, 64>;
 
 struct HeadMaps {
-  CUtensorMap q, kv;
-  int k_slot, v_slot;  // the head that k and v of head 0 are in kv
+  CUtensorMap q, kv, d_out;  // d_out: of the backward
+  int k_slot, v_slot;        // the head that k and v of head 0 are in kv
 };
 
 template <int STAGES>
@@ -85,6 +87,13 @@ __device__ __forceinline__ void start_rows(float (&d)[32], const uint32_t (&a)[4
   Wgmma64<0>::start(d, a[0], b);
 #pragma unroll
   for (int k = 1; k < 4; k++) Wgmma64<0>::add(d, a[k], b + k * 2);  // 32 bytes further in each row
+}
+// The same with a from the tile `own`: slower to multiply, but three blocks an SM then have the registers they need.
+__device__ __forceinline__ void start_rows(float (&d)[32], uint32_t own, uint32_t tile) {
+  const uint64_t a = descriptor(own, 16, 1024), b = descriptor(tile, 16, 1024);
+  Wgmma64<0>::start(d, a, b);
+#pragma unroll
+  for (int k = 1; k < 4; k++) Wgmma64<0>::add(d, a + k * 2, b + k * 2);
 }
 // d += weights · tile[rows][channels]
 __device__ __forceinline__ void add_weights(float (&d)[32], const uint32_t (&weights)[4][4], uint32_t tile) {
@@ -294,6 +303,218 @@ __global__ void __launch_bounds__(kForwardGroups * 128, 2)
 #endif
 }
 
+// ---- backward: one warpgroup a block. d_q of its queries, with what it needs of each row in stats; then d_k and d_v of
+// its keys. Scores are computed in both: that is what determinism without atomics costs.
+
+constexpr int kStages = 3;
+using QueryLayout = Layout<2, kStages, 0>;                         // q, d_out; k, v
+using KeyLayout = Layout<2, kStages, kStats* int(sizeof(float))>;  // k, v; q, d_out, stats
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(TC_CUDA_EMULATED)
+
+struct QueryGroup {
+  float sums[32] = {}, scores[32], slopes[32];
+  uint32_t packed[4][4];
+
+  // Over all tiles: the queue is sums += dS(n) k, S(n + 1), dP(n + 1); one wait covers the first two.
+  template <bool UNTIL, class Feed>
+  __device__ __forceinline__ void attend(const QueryLayout& l, const Attention& a, const int32_t* until, int low,
+                                         const RowStats<64, 1>& stats, Feed&& feed) {
+    const int row = warp() * 16 + (lane() >> 2), last = low + 63;
+    Ring<kStages> ring;
+    barrier_wait(l.full, 0);
+    int note = read_note(l.notes), before = -1;
+    if (note < 0 || (note >> 2) * kTileKeys > last) return;
+    pin_sums(sums);
+    wgmma_fence();
+    start_both(l, ring.stage);
+    while (true) {
+      wgmma_wait<1>();
+      pin_sums(scores);
+      if (before >= 0) give_back(l.empty + 8 * before);
+#pragma unroll
+      for (int x = 0; x < 32; x++) scores[x] = fast_exp2(fmaf(scores[x], a.scale * kLog2E, -stats.logs[0][x >> 1 & 1]));
+      if (!(note & 1))
+        for_hidden<UNTIL>(until, int(a.Tk), low + row, (note >> 2) * kTileKeys + (lane() & 3) * 2,
+                          [&](int x) { scores[x] = 0; });
+      feed();
+      wgmma_wait<0>();
+      pin_sums(slopes);
+#pragma unroll
+      for (int x = 0; x < 32; x++) scores[x] *= slopes[x] - stats.deltas[0][x >> 1 & 1];
+      pack_weights(packed, scores);
+      before = ring.stage;
+      wgmma_fence();
+      add_weights(sums, packed, l.first(ring.stage));
+      wgmma_commit();
+      note = next_note<kStages>(l, ring, note, last);
+      if (note < 0) break;
+      wgmma_fence();
+      start_both(l, ring.stage);
+    }
+    wgmma_wait<0>();
+    pin_sums(sums);
+  }
+  __device__ __forceinline__ void start_both(const QueryLayout& l, int stage) {
+    start_rows(scores, l.own, l.first(stage));
+    wgmma_commit();
+    start_rows(slopes, l.own + kTile, l.second(stage));
+    wgmma_commit();
+  }
+};
+
+struct KeyGroup {
+  float key_sums[32] = {}, value_sums[32] = {}, scores[32], slopes[32];
+  uint32_t weights[4][4], packed[4][4];
+
+  // Takes in the stage's queries. Keys are the rows, so that probabilities and slopes are operands as they are.
+  template <class Feed, class Hide>
+  __device__ __forceinline__ void attend(const KeyLayout& l, int stage, float scale2, Feed&& feed, Hide&& hide) {
+    wgmma_fence();
+    start_rows(scores, l.own, l.first(stage));
+    wgmma_commit();
+    start_rows(slopes, l.own + kTile, l.second(stage));
+    wgmma_commit();
+    feed();
+    wgmma_wait<1>();
+    pin_sums(scores);
+    const uint32_t stats = l.extra + stage * kStats * 4 + (lane() & 3) * 8;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const Pair logs = shared_load_pair(stats + n * 32);
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        scores[n * 4 + e] = fast_exp2(fmaf(scores[n * 4 + e], scale2, -(e & 1 ? logs.y : logs.x)));
+    }
+    hide(scores);
+    pack_weights(weights, scores);
+    wgmma_fence();
+    add_weights(value_sums, weights, l.second(stage));
+    wgmma_commit();
+    wgmma_wait<1>();  // slopes are there; value_sums run on
+    pin_sums(slopes);
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const Pair deltas = shared_load_pair(stats + kTileQueries * 4 + n * 32);
+#pragma unroll
+      for (int e = 0; e < 4; e++) scores[n * 4 + e] *= slopes[n * 4 + e] - (e & 1 ? deltas.y : deltas.x);
+    }
+    pack_weights(packed, scores);
+    wgmma_fence();
+    add_weights(key_sums, packed, l.first(stage));
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin_sums(key_sums);
+    pin_sums(value_sums);
+    give_back(l.empty + 8 * stage);
+  }
+};
+
+#endif
+
+// d_q[B,Tq,H·D] (or the first third of d_qkv), stats
+template <bool UNTIL>
+__global__ void __launch_bounds__(128, 3)
+    attention_backward_query_kernel3(const __grid_constant__ HeadMaps maps, const Attention a, const Ends* ends,
+                                     const bf16* out, const float* lse, bf16* d_q, float* stats) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(TC_CUDA_EMULATED)
+  const QueryLayout l(shared_base());
+  const int Tq = int(a.Tq), first = int(a.Tk - a.Tq);
+  const Place at = place_of(a, (Tq + 63) / 64, true);
+  const int i0 = at.tile * 64, own = warp() * 16, row = own + (lane() >> 2);
+  if (threadIdx.x == 0) {
+    init_barriers<kStages>(l, 4);
+    barrier_expect(l.own_bar, 2 * kTile);
+    head_load(l.own, &maps.q, l.own_bar, at.h, i0, at.b);
+    head_load(l.own + kTile, &maps.d_out, l.own_bar, at.h, i0, at.b);
+  }
+  __syncthreads();
+  KeyFeeder<64, kStages, UNTIL, QueryLayout> feeder(a, ends, at.b, first + i0);
+  const auto feed = [&] {
+    if (threadIdx.x < 32) feeder.feed(maps, l, at);
+  };
+#pragma unroll 1
+  for (int s = 0; s < kStages - 1; s++) feed();
+  RowStats<64, 1> mine;
+  mine.load(out + a.result(at.b, at.h, 0), int(a.H * a.D), lse + (at.b * a.H + at.h) * Tq, i0 + row, Tq, int(a.D));
+  barrier_wait(l.own_bar, 0);
+  mine.multiply<64>(l.own + kTile, stats + stats_of(a, at, at.tile), row, Tq - i0);
+  QueryGroup g;
+  g.template attend<UNTIL>(l, a, UNTIL ? a.until + at.b * a.Tk : nullptr, first + i0, mine, feed);
+  __syncthreads();  // no other warp's wgmma reads q's tile any more
+  keep_sums(l.own, row, g.sums, a.scale, a.scale);
+  __syncwarp();
+  store_rows<64, 64, 16>(d_q + a.query(at.b, at.h, 0), int(a.q_stride), l.own, own, i0 + own, Tq, int(a.D));
+#endif
+}
+
+// d_k and d_v: in the layout of k and v
+template <bool UNTIL>
+__global__ void __launch_bounds__(128, 3)
+    attention_backward_key_kernel3(const __grid_constant__ HeadMaps maps, const Attention a, const Ends* ends,
+                                   const float* stats, bf16* d_kv) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(TC_CUDA_EMULATED)
+  const KeyLayout l(shared_base());
+  const int Tk = int(a.Tk), first = int(a.Tk - a.Tq);
+  const Place at = place_of(a, (Tk + 63) / 64, false);
+  const int j0 = at.tile * 64, own = warp() * 16, row = own + (lane() >> 2);
+  const QueryTiles<64, UNTIL> tiles(a, ends, at.b, j0, first);
+  if (threadIdx.x == 0) {
+    init_barriers<kStages>(l, 4);
+    barrier_expect(l.own_bar, 2 * kTile);
+    head_load(l.own, &maps.kv, l.own_bar, maps.k_slot + at.h, j0, at.b);
+    head_load(l.own + kTile, &maps.kv, l.own_bar, maps.v_slot + at.h, j0, at.b);
+  }
+  __syncthreads();
+  stats += stats_of(a, at, 0);
+  Ring<kStages> fed, ring;
+  int next = tiles.begin;
+  const auto feed = [&] {
+    if (threadIdx.x >= 32 || next >= tiles.end) return;
+    const uint32_t full = l.full + 8 * fed.stage;
+    barrier_wait(l.empty + 8 * fed.stage, fed.phase ^ 1);
+    if (lane() == 0) {
+      barrier_expect(full, KeyLayout::kStage);
+      head_load(l.first(fed.stage), &maps.q, full, at.h, next * kTileQueries, at.b);
+      head_load(l.second(fed.stage), &maps.d_out, full, at.h, next * kTileQueries, at.b);
+      bulk_load(l.extra + fed.stage * kStats * 4, stats + next * kStats, full, kStats * 4);
+    }
+    __syncwarp();
+    next++;
+    fed.step();
+  };
+#pragma unroll 1
+  for (int s = 0; s < kStages - 1; s++) feed();
+  int query_ends[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int j = j0 + row + half * 8;
+    query_ends[half] = !UNTIL ? kNoEnd : j < Tk ? query_end(a.until[at.b * a.Tk + j], first) : -kNoEnd;
+  }
+  KeyGroup g;
+  barrier_wait(l.own_bar, 0);
+  pin_sums(g.key_sums);
+  pin_sums(g.value_sums);
+  for (int tile = tiles.begin; tile < tiles.end; tile++, ring.step()) {
+    barrier_wait(l.full + 8 * ring.stage, ring.phase);
+    g.attend(l, ring.stage, a.scale * kLog2E, feed, [&](float(&p)[32]) {
+      if (tiles.whole(tile)) return;
+#pragma unroll
+      for (int x = 0; x < 32; x++) {
+        const int i = tile * kTileQueries + (x >> 2) * 8 + (lane() & 3) * 2 + (x & 1), half = x >> 1 & 1;
+        if (i < tiles.from + row + half * 8 || i >= query_ends[half]) p[x] = 0;
+      }
+    });
+  }
+  __syncthreads();  // no other warp's wgmma reads k's and v's tiles any more
+  keep_sums(l.own, row, g.key_sums, a.scale, a.scale);
+  keep_sums(l.own + kTile, row, g.value_sums, 1, 1);
+  __syncwarp();
+  store_rows<64, 64, 16>(d_kv + a.key(at.b, at.h, 0), int(a.kv_stride), l.own, own, j0 + own, Tk, int(a.D));
+  store_rows<64, 64, 16>(d_kv + a.value(at.b, at.h, 0), int(a.kv_stride), l.own + kTile, own, j0 + own, Tk, int(a.D));
+#endif
+}
+
 bool make_maps(HeadMaps* maps, const Attention& a) {
   const int64_t of_q = a.q_stride / a.D, of_kv = a.kv_stride / a.D;
   maps->k_slot = int(a.k_at / a.D);
@@ -314,6 +535,18 @@ bool attention_forward_sm90(const Context& c, const Attention& a, Floats out, fl
   const dim3 grid(unsigned(a.B * a.H * divide_up(a.Tq, 64 * kForwardGroups)));
   run_shared(c, ends ? attention_forward_kernel3<true> : attention_forward_kernel3<false>, grid, kForwardGroups * 128,
              ForwardLayout::kBytes, maps, a, ends, static_cast<bf16*>(out.data), lse);
+  return true;
+}
+
+bool attention_backward_sm90(const Context& c, const Attention& a, const Gradients& g, float* stats, const Ends* ends) {
+  HeadMaps maps;
+  if (!make_maps(&maps, a) || !make_head_map(&maps.d_out, g.d_out.data, a.B, a.Tq, a.H, a.D)) return false;
+  const dim3 queries(unsigned(a.B * a.H * divide_up(a.Tq, 64))), keys(unsigned(a.B * a.H * divide_up(a.Tk, 64)));
+  run_shared(c, ends ? attention_backward_query_kernel3<true> : attention_backward_query_kernel3<false>, queries, 128,
+             QueryLayout::kBytes, maps, a, ends, static_cast<const bf16*>(g.out.data), g.lse,
+             static_cast<bf16*>(g.d_q.data), stats);
+  run_shared(c, ends ? attention_backward_key_kernel3<true> : attention_backward_key_kernel3<false>, keys, 128,
+             KeyLayout::kBytes, maps, a, ends, stats, static_cast<bf16*>(g.d_kv.data));
   return true;
 }
 

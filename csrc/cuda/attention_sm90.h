@@ -10,5 +10,6 @@ struct Ends;  // attention_tiles.cuh
 bool fits_sm90(const Context& c, const Attention& a);
 // false: nothing was queued, the driver has no tensor maps
 bool attention_forward_sm90(const Context& c, const Attention& a, Floats out, float* lse, const Ends* ends);
+bool attention_backward_sm90(const Context& c, const Attention& a, const Gradients& g, float* stats, const Ends* ends);
 
 }  // namespace tc::cuda

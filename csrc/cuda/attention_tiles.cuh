@@ -167,6 +167,17 @@ __device__ inline void pack_a(uint32_t (&a)[4], const float* x, const float* y) 
   a[3] = pack_bf16(y[2], y[3]);
 }
 
+// ---- a row of scores lies in the four lanes of a quad
+
+__device__ inline float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 // ---- what the backward's first kernel leaves for its second: stats [B·H, tiles of queries, 2, 64], lse · log2 e
 // (infinite where a row sees nothing or lies beyond Tq: its probabilities become 0), then delta = sum d_out · out
 
@@ -201,16 +212,47 @@ struct OutRow {
 };
 __device__ inline float finite_log2(float lse) { return lse == -INFINITY ? INFINITY : lse * kLog2E; }
 
-// ---- a row of scores lies in the four lanes of a quad
+// Of a warp's 16 R queries, and what the second kernel gets of them. `row`, the lane's first one, is counted in the block.
+template <int DP, int R>
+struct RowStats {
+  float logs[R][2], deltas[R][2];
+  OutRow<DP> rows[R][2];
 
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
+  // i: the lane's first query
+  __device__ __forceinline__ void load(const bf16* out, int stride, const float* lse, int i, int Tq, int channels) {
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int at = i + r * 16 + half * 8;
+        rows[r][half].load(at < Tq ? out + int64_t(at) * stride : nullptr, channels);
+        logs[r][half] = finite_log2(at < Tq ? lse[at] : -INFINITY);
+        deltas[r][half] = 0;
+      }
+  }
+  // left: queries of the tensor from the block's first on
+  template <int ROWS>
+  __device__ __forceinline__ void multiply(uint32_t of_d_out, float* stats, int row, int left) {
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+#pragma unroll
+      for (int k = 0; k < DP / 16; k++) {
+        uint32_t a[4];
+        load_a<ROWS>(a, of_d_out, (warp() * R + r) * 16, k);
+#pragma unroll
+        for (int half = 0; half < 2; half++) rows[r][half].multiply(deltas[r][half], a, k, half);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        deltas[r][half] = quad_sum(deltas[r][half]);
+        const int at = row + r * 16 + half * 8;
+        if ((lane() & 3) || at / kTileQueries * kTileQueries >= left) continue;
+        stats[at / kTileQueries * kStats + at % kTileQueries] = logs[r][half];
+        stats[at / kTileQueries * kStats + kTileQueries + at % kTileQueries] = deltas[r][half];
+      }
+    }
+  }
+};
 
 // A row's highest score so far, and this lane's share of the sum of exponentials relative to it.
 struct RunningRow {
