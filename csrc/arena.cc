@@ -5,19 +5,21 @@
 namespace tc {
 
 struct Pool {
-  std::unordered_map<size_t, std::vector<void*>> free_blocks;
+  Arena::FreeBlocks free_blocks;
   bool ended = false;
 };
 
 namespace {
 constexpr size_t kAlign = 64;
 
-// Eight sizes an octave: at most 12.5 % are lost, and the shapes of a training step find their blocks again.
+// Eight sizes an octave, and steps of 1 MiB from 8 MiB on: little is lost, and shapes that come again find their blocks.
+constexpr size_t kLargestStep = size_t(1) << 20;
+
 size_t size_class(size_t bytes) {
   bytes = std::max(bytes, kAlign);
   size_t octave = kAlign;
   while (octave * 2 <= bytes) octave *= 2;
-  const size_t step = std::max(octave / 8, kAlign);
+  const size_t step = std::clamp(octave / 8, kAlign, kLargestStep);
   return (bytes + step - 1) / step * step;
 }
 
@@ -50,16 +52,20 @@ void Arena::to_device(void* block, size_t capacity) {
   device_.release(static_cast<char*>(block) - guard_, capacity + 2 * guard_);
 }
 
-void* Arena::take(std::unordered_map<size_t, std::vector<void*>>& free_blocks, size_t capacity) {
-  auto found = free_blocks.find(capacity);
-  if (found == free_blocks.end() || found->second.empty()) return nullptr;
-  void* block = found->second.back();
-  found->second.pop_back();
-  return block;
+void* Arena::take(FreeBlocks& free_blocks, size_t& capacity) {
+  const size_t most = capacity + capacity / 8;
+  for (auto at = free_blocks.lower_bound(capacity); at != free_blocks.end() && at->first <= most; ++at) {
+    if (at->second.empty()) continue;
+    capacity = at->first;
+    void* block = at->second.back();
+    at->second.pop_back();
+    return block;
+  }
+  return nullptr;
 }
 
 Storage* Arena::allocate(size_t bytes) {
-  const size_t capacity = size_class(bytes);
+  size_t capacity = size_class(bytes);
   void* block = current_ ? take(current_->free_blocks, capacity) : nullptr;
   if (!block) block = take(free_, capacity);
   if (!block) {
@@ -141,8 +147,8 @@ void Arena::trim() {
   for (auto& [capacity, blocks] : free_) {
     for (void* block : blocks) to_device(block, capacity);
     reserved_ -= capacity * blocks.size();
-    blocks.clear();
   }
+  free_.clear();
 }
 
 std::vector<size_t> Arena::largest(size_t count) const {

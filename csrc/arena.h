@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <unordered_map>
 #include <vector>
 
@@ -59,7 +60,10 @@ class Arena {
   std::vector<size_t> largest(size_t count) const;  // bytes of the largest live allocations, largest first
 
  private:
-  void* take(std::unordered_map<size_t, std::vector<void*>>& free_blocks, size_t capacity);
+  using FreeBlocks = std::map<size_t, std::vector<void*>>;  // by capacity
+  friend struct Pool;
+  // One of this capacity or at most an eighth more, which `capacity` then is; nullptr: there is none.
+  static void* take(FreeBlocks& free_blocks, size_t& capacity);
   void* from_device(size_t capacity);  // nullptr: out of memory
   void to_device(void* block, size_t capacity);
   void trim();  // gives all cached free blocks back to the device
@@ -67,7 +71,7 @@ class Arena {
   const size_t guard_;
   std::function<void()> wait_;
   size_t limit_, live_ = 0, peak_ = 0, reserved_ = 0, largest_ever_ = 0;
-  std::unordered_map<size_t, std::vector<void*>> free_;
+  FreeBlocks free_;
   std::vector<Storage*> storages_;  // all live ones
   std::unordered_map<Storage*, size_t> index_;
   std::vector<Pool*> pools_;

@@ -54,6 +54,26 @@ TEST(arena_hands_out_at_most_an_eighth_more_and_finds_its_blocks_again) {
   }
 }
 
+TEST(arena_loses_little_of_large_blocks_and_lends_one_that_is_little_larger) {
+  FakeDevice device;
+  Arena arena(device);
+  const auto mebibytes = [](size_t count) { return count << 20; };
+  Storage* s = arena.allocate(mebibytes(100) + 1);
+  CHECK(s->capacity == mebibytes(101));
+  void* data = s->data;
+  arena.release(s);
+  Storage* less = arena.allocate(mebibytes(90));
+  CHECK(less->data == data && less->capacity == mebibytes(101) && arena.live() == mebibytes(90));
+  arena.release(less);
+  Storage* much_less = arena.allocate(mebibytes(80));
+  CHECK(much_less->data != data && much_less->capacity == mebibytes(80));
+  Storage* same = arena.allocate(mebibytes(101));
+  CHECK(same->data == data);
+  arena.release(much_less);
+  arena.release(same);
+  CHECK(arena.reserved() == mebibytes(181) && device.held == mebibytes(181));
+}
+
 TEST(arena_gives_cached_blocks_back_before_it_fails_and_waits_first) {
   FakeDevice device(10000);
   Arena arena(device);
