@@ -12,7 +12,7 @@ import type { TrainOptions } from '../../lib/train/options.js'
 import { distill, pretrain } from '../../lib/train/run.js'
 import { Trainer } from '../../lib/train/trainer.js'
 import { assertSame, noteBits, type Precision } from '../close.js'
-import { forEachDevice, onEachDevice, someOf } from '../devices.js'
+import { forEachDevice, onEachDevice, quick, someOf } from '../devices.js'
 import {
   curveWeights,
   formulaBatch,
@@ -141,7 +141,7 @@ for (const kind of someOf(['distill', 'pretrain'] as const, 1)) {
   onEachDevice(
     `${kind}: 8 micro-batches of 1 row are 1 of 8`,
     async device => {
-      const given = { device: device.name, precision: 'f32', steps: 3 } as const
+      const given = { device: device.name, precision: 'f32', steps: quick ? 1 : 3 } as const
       const many = await follow(kind, want, { ...given, batchSize: 1, gradAccum: 8 })
       const one = await follow(kind, want, { ...given, batchSize: 8, gradAccum: 1 })
       for (const [k, row] of many.entries()) {
@@ -169,7 +169,7 @@ forEachDevice(
     const trainer = new Trainer(student, objective, { ...want, ...sizes })
     const data = TokenDataset.fromIds(formulaTokens('curve', want.tokens, 257), 256)
     const source = new BatchSource(data, { batchSize: B, seqLen: T, order: 'sequential' })
-    for (let step = 0; step < want.steps; step++) {
+    for (let step = 0; step < (quick ? 4 : want.steps); step++) {
       const batches: Batch[] = []
       for (let k = step * accumulation; k < (step + 1) * accumulation; k++)
         batches.push({ ...(await source.next()), weights: curveWeights(k, B * T) })
