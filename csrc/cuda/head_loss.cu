@@ -4,11 +4,13 @@ Head and losses together, so that no [R,V] tensor of student or teacher ever exi
   per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32; the losses and d_z (loss.cu);
   d_hidden = d_z·head; d_head += d_zᵀ·hidden
 Ignored rows are left out: where there may be some, the rows that count are first listed, then gathered chunk by chunk.
-How many they are only the device knows, so chunks behind them run empty. After Liger-Kernel's fused linear
+How many they are only the device knows, so chunks behind them run empty.
+kernel1 lists them with one block and moves 2 bytes at a time, kernel2 with a block for 1,024 rows and 16 bytes. After Liger-Kernel's fused linear
 cross-entropy (Hsu et al. 2024, 2410.10989).
 */
 #include "kernels.h"
 #include "loss.cuh"
+#include "pack.cuh"
 
 namespace tc::cuda {
 
@@ -33,6 +35,39 @@ __global__ void list_rows_kernel1(int32_t* rows, int32_t* total, LossInputs in, 
   if (threadIdx.x == kThreads - 1) *total = upto;
 }
 
+// The same by blocks of kListed rows: how many each has, then their places.
+constexpr int kListed = 4 * kThreads;
+
+__device__ int32_t counted_rows(const LossInputs& in, int64_t R, bool (&counts)[4]) {
+  const int64_t first = blockIdx.x * int64_t(kListed) + threadIdx.x * 4;
+  int32_t mine = 0;
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    counts[k] = first + k < R && in.weight(first + k) != 0;
+    mine += counts[k];
+  }
+  return mine;
+}
+__global__ void count_rows_kernel2(int32_t* blocks, LossInputs in, int64_t R) {
+  __shared__ int32_t scratch[kWarps];
+  bool counts[4];
+  const int32_t all = block_join(counted_rows(in, R, counts), Add(), scratch);
+  if (threadIdx.x == 0) blocks[blockIdx.x] = all;
+}
+__global__ void list_rows_kernel2(int32_t* rows, int32_t* total, const int32_t* blocks, LossInputs in, int64_t R) {
+  __shared__ int32_t scratch[kWarps];
+  bool counts[4];
+  int32_t before = 0;
+  for (unsigned b = threadIdx.x; b < blockIdx.x; b += kThreads) before += blocks[b];
+  before = block_join(before, Add(), scratch);
+  const int32_t mine = counted_rows(in, R, counts), upto = before + block_scan(mine, scratch);
+  int32_t at = upto - mine;
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    if (counts[k]) rows[at++] = int32_t(blockIdx.x * kListed + threadIdx.x * 4 + k);
+  if (blockIdx.x + 1 == gridDim.x && threadIdx.x == kThreads - 1) *total = upto;
+}
+
 // to[k] = from[rows[k]], and zeros behind the last; or to[rows[k]] = from[k]. A block a row of so many bytes.
 template <bool gather>
 __global__ void move_rows_kernel1(char* to, const char* from, const int32_t* rows, RowCount count, int64_t n,
@@ -45,12 +80,34 @@ __global__ void move_rows_kernel1(char* to, const char* from, const int32_t* row
   for (int64_t b = threadIdx.x; b < bytes / 2; b += kThreads) out[b] = in ? in[b] : uint16_t(0);
 }
 
+// A warp a row, 16 bytes at a time.
+template <bool gather>
+__global__ void move_rows_kernel2(char* to, const char* from, const int32_t* rows, RowCount count, int64_t n,
+                                  int64_t bytes) {
+  const int64_t k = blockIdx.x * int64_t(kWarps) + warp();
+  if (k >= n) return;
+  const bool counts = k < count.of(n);
+  if (!counts && !(gather && k < count.read(n))) return;
+  char* out = to + (gather ? k : rows[k]) * bytes;
+  const char* in = counts ? from + (gather ? rows[k] : k) * bytes : nullptr;
+  for (int64_t at = lane() * 16; at < bytes; at += 32 * 16)
+    store_words(out + at, in ? *reinterpret_cast<const Words4*>(in + at) : Words4{});
+}
+template <bool gather>
+void move_rows(const Context& c, char* to, const char* from, const int32_t* rows, RowCount count, int64_t n,
+               int64_t bytes) {
+  if (c.plain || !is_vector(to, bytes) || !is_vector(from))
+    run(c, move_rows_kernel1<gather>, dim3(unsigned(n)), kThreads, to, from, rows, count, n, bytes);
+  else
+    run(c, move_rows_kernel2<gather>, dim3(unsigned(divide_up(n, kWarps))), kThreads, to, from, rows, count, n, bytes);
+}
+
 // Sizes of one call, and where its workspace's parts begin.
 struct Plan {
   const LossSettings settings;
   bool teacher, listed, d_is_bf16;
   int64_t R, C, Ct, stride, chunk;  // floats from one row of logits to the next; rows of a chunk
-  size_t rows, total, z, z_t, d, hidden, t_hidden, d_hidden, bytes = 0;
+  size_t rows, total, blocks, z, z_t, d, hidden, t_hidden, d_hidden, bytes = 0;
 
   explicit Plan(const Args& x, bool backward)
       : settings(x),
@@ -68,6 +125,7 @@ struct Plan {
     if (chunk > R) chunk = R;
     rows = take(listed ? R * 4 : 0);
     total = take(4);
+    blocks = take(divide_up(R, kListed) * 4);
     z = take(chunk * stride * 4);
     z_t = take(teacher ? chunk * stride * 4 : 0);
     d = d_is_bf16 ? take(chunk * stride * 2) : z;
@@ -101,8 +159,8 @@ struct HeadLoss {
   Floats chunk_of(const View& v, size_t buffer, int64_t begin, int64_t n) const {
     const bool is_bf16 = v.dtype == DType::bf16;
     if (!plan.listed) return {row(v, begin), is_bf16};
-    run(c, move_rows_kernel1<true>, dim3(unsigned(n)), kThreads, space(buffer), v.as<char>(), list() + begin,
-        count(begin), n, v.last() * int64_t(dtype_size(v.dtype)));
+    move_rows<true>(c, space(buffer), v.as<char>(), list() + begin, count(begin), n,
+                    v.last() * int64_t(dtype_size(v.dtype)));
     return {space(buffer), is_bf16};
   }
   Floats logits(Floats hidden, const View& head, size_t z, int64_t begin, int64_t n) const {
@@ -125,8 +183,8 @@ struct HeadLoss {
     p.rows = count(begin);
     multiply(c, p);
     if (plan.listed)
-      run(c, move_rows_kernel1<false>, dim3(unsigned(n)), kThreads, d_hidden.as<char>(), space(plan.d_hidden),
-          list() + begin, count(begin), n, plan.C * int64_t(dtype_size(d_hidden.dtype)));
+      move_rows<false>(c, d_hidden.as<char>(), space(plan.d_hidden), list() + begin, count(begin), n,
+                       plan.C * int64_t(dtype_size(d_hidden.dtype)));
     if (!d_head.data) return;
     Product h;
     h.M = plan.settings.vocab, h.N = plan.C, h.K = n;
@@ -160,10 +218,18 @@ struct HeadLoss {
     to.log_probs += begin * K;
     to.tail += begin;
   }
+  void list_rows() const {
+    int32_t *total = reinterpret_cast<int32_t*>(space(plan.total)),
+            *blocks = reinterpret_cast<int32_t*>(space(plan.blocks));
+    if (c.plain || plan.R == 0) return run(c, list_rows_kernel1, dim3(1), kThreads, list(), total, in, plan.R);
+    const dim3 grid(unsigned(divide_up(plan.R, kListed)));
+    run(c, count_rows_kernel2, grid, kThreads, blocks, in, plan.R);
+    run(c, list_rows_kernel2, grid, kThreads, list(), total, blocks, in, plan.R);
+  }
   void run_all() const {
     check_loss_inputs(c, plan.settings, in, plan.R);
     if (plan.listed) {
-      run(c, list_rows_kernel1, dim3(1), kThreads, list(), reinterpret_cast<int32_t*>(space(plan.total)), in, plan.R);
+      list_rows();
       for (const View* v : {&d_hidden, &parts})
         if (v->data) cudaMemsetAsync(v->data, 0, v->bytes(), c.stream);
     }

@@ -1,4 +1,4 @@
-// The matrix product with its epilogues, and the column sum (the bias gradient).
+// The matrix product with its epilogues.
 //
 //   out = epilogue(op(a) · op(b) + bias) + residual;  every sum runs over the inner dimension in order
 #include "kernels.h"
@@ -57,23 +57,6 @@ __global__ void matmul_splits_kernel1(Product p, const float* partial, int split
   float sum = 0;
   for (int s = 0; s < splits; s++) sum += partial[s * slab + k];
   finish_one(p, k / p.N, k % p.N, sum);
-}
-
-// A thread a column, a block of rows for each blockIdx.y: partial[block][N].
-constexpr int64_t kSumRows = 64;
-__global__ void column_sum_kernel1(float* partial, Floats x, int64_t R, int64_t N) {
-  const int64_t n = blockIdx.x * int64_t(kThreads) + threadIdx.x, begin = blockIdx.y * kSumRows;
-  if (n >= N) return;
-  float sum = 0;
-  for (int64_t r = begin; r < begin + kSumRows && r < R; r++) sum += x[r * N + n];
-  partial[blockIdx.y * N + n] = sum;
-}
-__global__ void column_sum_sum_kernel1(float* out, const float* partial, int64_t blocks, int64_t N, bool accumulate) {
-  const int64_t n = blockIdx.x * int64_t(kThreads) + threadIdx.x;
-  if (n >= N) return;
-  float sum = 0;
-  for (int64_t b = 0; b < blocks; b++) sum += partial[b * N + n];
-  out[n] = accumulate ? out[n] + sum : sum;
 }
 
 int64_t rows_of(const View& v) {
@@ -135,15 +118,5 @@ Product product_of(const Args& x) {
 
 void matmul(const Args& x, const Context& c) { multiply(c, product_of(x), x.workspace.data); }
 size_t matmul_workspace(const Args& x, const Context& c) { return product_workspace(c, product_of(x)); }
-
-size_t column_sum_workspace(const Args& x, const Context&) {
-  return size_t(divide_up(rows_of(x.in[0]), kSumRows) * x.in[0].last()) * sizeof(float);
-}
-void column_sum(const Args& x, const Context& c) {
-  const int64_t R = rows_of(x.in[0]), N = x.in[0].last(), blocks = divide_up(R, kSumRows);
-  const unsigned columns = unsigned(divide_up(N, kThreads));
-  run(c, column_sum_kernel1, dim3(columns, unsigned(blocks)), kThreads, x.workspace.f32(), floats(x.in[0]), R, N);
-  run(c, column_sum_sum_kernel1, dim3(columns), kThreads, x.out[0].f32(), x.workspace.f32(), blocks, N, x.existing(0));
-}
 
 }  // namespace tc::cuda

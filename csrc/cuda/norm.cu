@@ -9,6 +9,7 @@ bytes a load, and backward adds d_w and d_b up in the same pass (C up to 1,024).
 either way, .133 ms on an H100 80GB HBM3. kernel2 there: 64 registers forward, 121 backward, no spills (nvcc 13.0).
 Not run on a GPU.
 */
+#include "column_sum.cuh"
 #include "kernels.h"
 #include "pack.cuh"
 
@@ -214,24 +215,6 @@ __global__ void __launch_bounds__(kThreads, P* kPack<T> > 24 ? 1 : 2)
   }
 }
 
-// 32 of the 2·C columns a block; each warp adds every kWarps-th block's sums.
-__global__ void layernorm_backward_sum_kernel2(float* d_weight, float* d_bias, const float* partial, int64_t blocks,
-                                               int64_t C, bool add_weight, bool add_bias) {
-  __shared__ float sums[kWarps][32];
-  const int64_t k = blockIdx.x * int64_t(32) + lane();
-  float sum = 0;
-  if (k < 2 * C) {
-#pragma unroll 8
-    for (int64_t b = warp(); b < blocks; b += kWarps) sum += partial[b * 2 * C + k];
-  }
-  sums[warp()][lane()] = sum;
-  __syncthreads();
-  if (warp() != 0 || k >= 2 * C) return;
-  for (int w = 1; w < kWarps; w++) sum += sums[w][lane()];
-  float& to = k < C ? d_weight[k] : d_bias[k - C];
-  to = (k < C ? add_weight : add_bias) ? to + sum : sum;
-}
-
 // Rows of a block: enough to pay for its sums, and no more than 256 blocks, whose sums take 2·C floats each.
 int64_t rows_per_block(int64_t R) { return R / 256 < 32 ? 32 : divide_up(R, 256); }
 
@@ -314,9 +297,13 @@ size_t layernorm_backward_workspace(const Args& x, const Context& c) {
 void layernorm_backward(const Args& x, const Context& c) {
   const Backward how(x.in[1], c);
   with_float(x.in[1].dtype, [&](auto* t) { backward<std::remove_pointer_t<decltype(t)>>(x, c, how); });
-  const auto sum = c.plain ? layernorm_backward_sum_kernel1 : layernorm_backward_sum_kernel2;
-  run(c, sum, dim3(unsigned(divide_up(2 * how.C, c.plain ? 2 * kThreads : 32))), kThreads, x.out[1].f32(),
-      x.out[2].f32(), x.workspace.f32(), how.blocks, how.C, x.existing(1), x.existing(2));
+  float *d_weight = x.out[1].f32(), *d_bias = x.out[2].f32();
+  if (c.plain)
+    run(c, layernorm_backward_sum_kernel1, dim3(unsigned(divide_up(how.C, kThreads))), kThreads, d_weight, d_bias,
+        x.workspace.f32(), how.blocks, how.C, x.existing(1), x.existing(2));
+  else
+    add_partial_sums(c, {d_weight, d_bias, how.C, 2 * how.C, x.existing(1), x.existing(2)}, x.workspace.f32(),
+                     how.blocks);
 }
 
 }  // namespace tc::cuda

@@ -3,7 +3,7 @@ import { linear, matmul, mlp } from '../../lib/ops/matmul.js'
 import { backward } from '../../lib/tape.js'
 import { NEW, run, SKIP, scope, Tensor } from '../../lib/tensor.js'
 import { assertClose, assertSame, type Precision, rounder } from '../close.js'
-import { forEachDevice, onEachDevice, someOf, valuesOf } from '../devices.js'
+import { forEachDevice, framed, onEachDevice, someOf, valuesOf } from '../devices.js'
 import { gradcheck, Random, randomTensor } from '../gradcheck.js'
 import * as reference from '../reference/matmul.js'
 
@@ -282,10 +282,11 @@ forEachDevice(
       [
         [1, 1],
         [7, 5],
+        [700, 264],
         [300, 1031],
         [1025, 3],
       ],
-      2,
+      3,
     )) {
       const x = randomTensor(random, [R, N], precision)
       const values = await valuesOf(x)
@@ -295,6 +296,8 @@ forEachDevice(
       assert.deepEqual([sum.shape, sum.dtype], [[N], 'f32'])
       assertClose(await sum.toFloat32(), want, { name: `column_sum ${R}x${N}`, dtype: 'f32', low, scale: Math.sqrt(R) })
       const before = await valuesOf(sum)
+      const [ofMoved] = run('column_sum', [framed([R, N], precision, values).tensor], [NEW]) as [Tensor]
+      assertSame(await ofMoved.toFloat32(), await sum.toFloat32(), 'column_sum of an unaligned tensor')
       run('column_sum', [x], [sum])
       assertSame(
         await sum.toFloat32(),
