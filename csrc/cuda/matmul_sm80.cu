@@ -15,7 +15,7 @@ After NVIDIA's CUTLASS (multistage GEMM for Ampere). Emulated on a CPU; it has n
 242 registers (128 rows), 168 to 174 (64 rows), no spills; two blocks fit an A100's multiprocessor.
 */
 #include "matmul_sm80.h"
-#include "ptx_sm80.cuh"
+#include "pack.cuh"
 
 namespace tc::cuda {
 
@@ -110,67 +110,48 @@ __device__ __forceinline__ void multiply_stage(Sums<ROWS>& sums, uint32_t stage,
   }
 }
 
-struct Eight {
-  float x[8];
-};
-__device__ __forceinline__ Eight read_eight(const Floats& from, int64_t at) {
-  Eight e;
-  if (from.is_bf16) {
-    const Words4 w = *reinterpret_cast<const Words4*>(static_cast<const bf16*>(from.data) + at);
-#pragma unroll
-    for (int k = 0; k < 8; k++) e.x[k] = bits_to_float(k & 1 ? w.word[k / 2] & 0xffff0000u : w.word[k / 2] << 16);
-    return e;
-  }
-  const Words4* w = reinterpret_cast<const Words4*>(static_cast<const float*>(from.data) + at);
-#pragma unroll
-  for (int k = 0; k < 8; k++) e.x[k] = bits_to_float(w[k / 4].word[k % 4]);
-  return e;
+__device__ __forceinline__ void read_8(float (&x)[8], const Floats& from, int64_t at) {
+  if (from.is_bf16)
+    load(x, static_cast<const bf16*>(from.data) + at, true);
+  else
+    load(x, static_cast<const float*>(from.data) + at, true);
 }
-__device__ __forceinline__ void write_eight(const Floats& to, int64_t at, const Eight& e) {
-  if (to.is_bf16) {
-    Words4 w;
-#pragma unroll
-    for (int k = 0; k < 4; k++) w.word[k] = pack_bf16(e.x[2 * k], e.x[2 * k + 1]);
-    *reinterpret_cast<Words4*>(static_cast<bf16*>(to.data) + at) = w;
-    return;
-  }
-  Words4* w = reinterpret_cast<Words4*>(static_cast<float*>(to.data) + at);
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    Words4 four;
-#pragma unroll
-    for (int k = 0; k < 4; k++) four.word[k] = float_to_bits(e.x[4 * h + k]);
-    w[h] = four;
-  }
+__device__ __forceinline__ void write_8(const Floats& to, int64_t at, const float (&x)[8]) {
+  if (to.is_bf16)
+    store(static_cast<bf16*>(to.data) + at, x, true);
+  else
+    store(static_cast<float*>(to.data) + at, x, true);
 }
 
 // Columns n .. n + 7 of a row: finish_one() for each.
-__device__ __forceinline__ void finish_eight(const Product& p, bool wide, int64_t m, int64_t n, Eight& e) {
+__device__ __forceinline__ void finish_8(const Product& p, bool wide, int64_t m, int64_t n, float (&sums)[8]) {
   if (!wide) {
 #pragma unroll
     for (int k = 0; k < 8; k++)
-      if (n + k < p.N) finish_one(p, m, n + k, e.x[k]);
+      if (n + k < p.N) finish_one(p, m, n + k, sums[k]);
     return;
   }
   const int64_t dense = m * p.N + n, at = m * p.ldo + n;
   const auto add = [&](const Floats& x, int64_t from) {
-    const Eight more = read_eight(x, from);
+    float more[8];
+    read_8(more, x, from);
 #pragma unroll
-    for (int k = 0; k < 8; k++) e.x[k] += more.x[k];
+    for (int k = 0; k < 8; k++) sums[k] += more[k];
   };
   if (p.bias.data) add(p.bias, n);
-  if (p.pre_out.data) write_eight(p.pre_out, dense, e);
+  if (p.pre_out.data) write_8(p.pre_out, dense, sums);
   if (p.epilogue == Epilogue::gelu) {
 #pragma unroll
-    for (int k = 0; k < 8; k++) e.x[k] = gelu_of(e.x[k]);
+    for (int k = 0; k < 8; k++) sums[k] = gelu_of(sums[k]);
   } else if (p.epilogue == Epilogue::gelu_backward) {
-    const Eight pre = read_eight(p.pre, dense);
+    float pre[8];
+    read_8(pre, p.pre, dense);
 #pragma unroll
-    for (int k = 0; k < 8; k++) e.x[k] *= gelu_slope(pre.x[k]);
+    for (int k = 0; k < 8; k++) sums[k] *= gelu_slope(pre[k]);
   }
   if (p.residual.data) add(p.residual, dense);
   if (p.accumulate) add(p.out, at);
-  write_eight(p.out, at, e);
+  write_8(p.out, at, sums);
 }
 
 // A warp's sums through shared memory, [ROWS / 2][64] floats; chunk c of row r lies at c ^ (2 (r % 8)).
@@ -193,14 +174,14 @@ __device__ __forceinline__ void finish_warp(const Product& p, bool wide, const S
   const int64_t n = n0 + 8 * column;
   if (n >= p.N) return;
   for (int row = lane() / 8; row < ROWS / 2 && m0 + row < M; row += 4) {
-    Eight e;
+    float eight[8];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const Words4 w = shared_load4(staging + uint32_t(row * 256 + (((2 * column + h) ^ (2 * (row & 7))) << 4)));
 #pragma unroll
-      for (int k = 0; k < 4; k++) e.x[4 * h + k] = bits_to_float(w.word[k]);
+      for (int k = 0; k < 4; k++) eight[4 * h + k] = bits_to_float(w.word[k]);
     }
-    finish_eight(p, wide, m0 + row, n, e);
+    finish_8(p, wide, m0 + row, n, eight);
   }
 }
 
@@ -240,8 +221,6 @@ __global__ void __launch_bounds__(kBlock, 2) matmul_kernel3(Product p, Plan plan
   if (plan.splits > 1) p.out.data = static_cast<float*>(p.out.data) + split * plan.slab;
   finish_warp<ROWS>(p, plan.wide, sums, ring + uint32_t(warp() * Sizes<ROWS>::kStaging), m0 + m, n0 + n, M);
 }
-
-bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 // Picks the rows of a tile and the number of splits with the smallest modelled time: waves of two blocks a processor x
 // (k-blocks x cost of one + epilogue), in units of a k-block of 128 rows (about 0.7 µs on an A100: not measured).
@@ -284,7 +263,7 @@ void launch(const Context& c, const Product& p, const Plan& plan) {
 bool fits_sm80(const Context& c, const Product& p) {
   const int64_t most = p.M > p.K ? p.M : p.K;
   return !c.plain && c.capability >= 80 && p.a.is_bf16 && p.b.is_bf16 && p.M > 0 && p.N > 0 && p.K > 0 &&
-         p.lda % 8 == 0 && p.ldb % 8 == 0 && aligned(p.a.data) && aligned(p.b.data) && most < INT32_MAX - 4096 &&
+         is_vector(p.a.data, 2 * p.lda) && is_vector(p.b.data, 2 * p.ldb) && most < INT32_MAX - 4096 &&
          divide_up(p.M, 64) * divide_up(p.N, kColumns) * 32 < INT32_MAX;
 }
 
@@ -300,7 +279,7 @@ void multiply_sm80(const Context& c, const Product& p, void* workspace) {
     to = Product{p.M, p.N, p.K, p.a, p.b, {workspace, false}, p.lda, p.ldb, p.N, p.trans_a, p.trans_b};
   }
   plan.wide = to.N % 8 == 0 && to.ldo % 8 == 0;
-  for (const Floats& x : {to.out, to.bias, to.residual, to.pre, to.pre_out}) plan.wide = plan.wide && aligned(x.data);
+  for (const Floats& x : {to.out, to.bias, to.residual, to.pre, to.pre_out}) plan.wide = plan.wide && is_vector(x.data);
   if (plan.few)
     launch<64>(c, to, plan);
   else

@@ -18,6 +18,7 @@ version was emulated on a CPU, tile by tile; it has not run on a GPU.
 */
 #include "math.cuh"
 #include "matmul_sm90.h"
+#include "pack.cuh"
 #include "ptx_sm90.cuh"
 #include "wgmma_sm90.cuh"
 
@@ -369,10 +370,6 @@ void launch(const Context& c, const Maps& maps, const Plan& p) {
   launch<128, TA, TB, MODE>(c, maps, p);
 }
 
-bool aligned(const void* data, int64_t pitch_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && pitch_bytes % 16 == 0;
-}
-
 Mode mode_of(const Product& p) {
   if (!p.out.is_bf16) return p.accumulate ? kF32Add : kF32;
   if (p.epilogue == Epilogue::gelu) return kBiasGelu;
@@ -440,9 +437,9 @@ bool may_split(const Product& p) { return p.N % 4 == 0 && !p.rows.total && !p.st
 
 bool fits_sm90(const Context& c, const Product& p) {
   const int64_t out_size = p.out.is_bf16 ? 2 : 4;
-  const auto like_out = [&](const Floats& x) { return !x.data || (x.is_bf16 && aligned(x.data, p.N * 2)); };
+  const auto like_out = [&](const Floats& x) { return !x.data || (x.is_bf16 && is_vector(x.data, p.N * 2)); };
   return !c.plain && c.capability == 90 && p.a.is_bf16 && p.b.is_bf16 && p.M > 0 && p.N > 0 && p.K > 0 && built(p) &&
-         aligned(p.a.data, p.lda * 2) && aligned(p.b.data, p.ldb * 2) && aligned(p.out.data, p.ldo * out_size) &&
+         is_vector(p.a.data, p.lda * 2) && is_vector(p.b.data, p.ldb * 2) && is_vector(p.out.data, p.ldo * out_size) &&
          (!p.bias.data || (p.bias.is_bf16 && p.N % 2 == 0 && reinterpret_cast<uintptr_t>(p.bias.data) % 4 == 0)) &&
          like_out(p.residual) && like_out(p.pre) && like_out(p.pre_out) && (p.M > p.K ? p.M : p.K) < INT32_MAX - 4096 &&
          p.N < INT32_MAX - 4096;
