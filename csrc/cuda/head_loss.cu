@@ -4,9 +4,10 @@ Head and losses together, so that no [R,V] tensor of student or teacher ever exi
   per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32; the losses and d_z (loss.cu);
   d_hidden = d_z·head; d_head += d_zᵀ·hidden
 Ignored rows are left out: where there may be some, the rows that count are first listed, then gathered chunk by chunk.
-How many they are only the device knows, so chunks behind them run empty.
-kernel1 lists them with one block and moves 2 bytes at a time, kernel2 with a block for 1,024 rows and 16 bytes. After Liger-Kernel's fused linear
+How many they are only the device knows, so chunks behind them run empty. After Liger-Kernel's fused linear
 cross-entropy (Hsu et al. 2024, 2410.10989).
+Ladder: kernel1 lists the rows with one block and moves 2 bytes at a time; kernel2 lists 1,024 rows a block and moves
+16 bytes. Not run on a GPU.
 */
 #include "kernels.h"
 #include "loss.cuh"

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { type CosineOptions, cosineLoss } from '../../lib/ops/loss.js'
 import { backward } from '../../lib/tape.js'
-import { Tensor } from '../../lib/tensor.js'
+import { NEW, run, Tensor } from '../../lib/tensor.js'
 import { assertClose, assertSame } from '../close.js'
-import { forEachDevice, someOf, tensor, valuesOf } from '../devices.js'
+import { forEachDevice, framed, someOf, tensor, valuesOf } from '../devices.js'
 import { gradcheck, Random, randomTensor } from '../gradcheck.js'
 import { rowsOf } from '../loss-case.js'
 import { cosineRow } from '../reference/loss.js'
@@ -64,6 +64,12 @@ forEachDevice(
       backward(loss)
       const scaleOf = C === 1 ? 1 : undefined // of the terms that cancel there
       assertClose(await valuesOf(s.grad!), want.d, { name: `${name} d`, dtype: precision, low: low.d, scale: scaleOf })
+      const moved = [0, 1].map(k => framed([R, C], precision, values[k as 0 | 1]).tensor)
+      const [of, ofMoved] = [[s, t], moved].map(pair =>
+        run('cosine_loss_backward', [...pair, options.weights!, options.seed!], [NEW, NEW]),
+      )
+      for (const k of [0, 1])
+        assertSame(await valuesOf(ofMoved![k]!), await valuesOf(of![k]!), `${name} unaligned, output ${k}`)
       if (C === 1) continue
       await gradcheck(([x]) => cosineLoss(x!, t, options).loss, [s], {
         name,
