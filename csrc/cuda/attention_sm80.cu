@@ -9,7 +9,7 @@ Deterministic: each element is summed up by one thread, or by one tree of lanes,
 
 Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward / backward, ms, at H = 12, T = 1024, B·T = 32768):
 exp2f .241 / .803; ex2.approx .226 / .758 (PyTorch's FlashAttention-2 .247 / .746). This version was emulated on a CPU;
-it has not run on a GPU. nvcc 13.0, sm_80, D = 64: no kernel spills; with `until` the forward spills 16 bytes and d_k,
+it has not run on a GPU. nvcc 13.0, sm_80, D = 64: no kernel spills; with `until` the forward spills 24 bytes and d_k,
 d_v 44, all of 255 registers: what that costs, and whether D = 96 and 128 want other tiles, only a GPU can tell.
 */
 #include <type_traits>
@@ -100,6 +100,24 @@ __device__ __forceinline__ void keep_sums(uint32_t tile, int row, const float (&
                      pack_bf16(pair[0] * by(r, half), pair[1] * by(r, half)));
       }
 }
+
+// A tile of a head's keys and, behind it, of its values.
+template <int DP>
+struct KeyLoader {
+  const bf16 *k, *v;
+  int stride, limit, channels;
+
+  __device__ KeyLoader(const Attention& a, const Place& at, int first)
+      : k(a.k_head(at.b, at.h)),
+        v(a.v_head(at.b, at.h)),
+        stride(int(a.kv_stride)),
+        limit(written_keys(a, first)),
+        channels(int(a.D)) {}
+  __device__ __forceinline__ void load(uint32_t to, int j) const {
+    load_tile<kTileKeys, DP, kBlock>(to, k, stride, j * kTileKeys, limit, channels);
+    load_tile<kTileKeys, DP, kBlock>(to + kTileBytes<kTileKeys, DP>, v, stride, j * kTileKeys, limit, channels);
+  }
+};
 
 // ---- forward
 
@@ -193,16 +211,11 @@ __global__ void __launch_bounds__(kBlock, 2)
   const int i0 = at.tile * ROWS, mine = i0 + warp() * 16 * R;  // the block's and the warp's first query
   const int row = warp() * 16 * R + (lane() >> 2);
   const uint32_t of_q = shared_base(), stages = of_q + S::kQ;
-  const bf16 *k = a.k_head(at.b, at.h), *v = a.v_head(at.b, at.h);
   const int32_t* until = UNTIL ? a.until + int64_t(at.b) * Tk : nullptr;
 
   KeyTiles<ROWS, UNTIL> tiles(a, ends, at.b, first + i0);
-  const int limit = written_keys(a, first);
-  const auto load = [&](int j, int stage) {
-    const uint32_t to = stages + uint32_t(stage * 2 * S::kK);
-    load_tile<kTileKeys, DP, kBlock>(to, k, int(a.kv_stride), j * kTileKeys, limit, D);
-    load_tile<kTileKeys, DP, kBlock>(to + S::kK, v, int(a.kv_stride), j * kTileKeys, limit, D);
-  };
+  const KeyLoader<DP> keys(a, at, first);
+  const auto load = [&](int j, int stage) { keys.load(stages + uint32_t(stage * 2 * S::kK), j); };
   bool whole = false, next_whole = false, loaded = false;
   int j = tiles.next(-1, whole);
   load_tile<ROWS, DP, kBlock>(of_q, a.q_head(at.b, at.h), int(a.q_stride), i0, Tq, D);
@@ -279,18 +292,13 @@ __global__ void __launch_bounds__(kBlock, 2)
   const Place at = place_of(a, (Tq + ROWS - 1) / ROWS, true);
   const int i0 = at.tile * ROWS, own = warp() * 16 * R, row = own + (lane() >> 2);
   const uint32_t of_q = shared_base(), of_d_out = of_q + S::kOwn, stages = of_d_out + S::kOwn;
-  const bf16 *k = a.k_head(at.b, at.h), *v = a.v_head(at.b, at.h);
   const int32_t* until = UNTIL ? a.until + int64_t(at.b) * Tk : nullptr;
   const int64_t result = a.result(at.b, at.h, 0);
   const int stride = int(a.H * a.D);
 
   KeyTiles<ROWS, UNTIL> tiles(a, ends, at.b, first + i0);
-  const int limit = written_keys(a, first);
-  const auto load = [&](int j, int stage) {
-    const uint32_t to = stages + uint32_t(stage * S::kStage);
-    load_tile<kTileKeys, DP, kBlock>(to, k, int(a.kv_stride), j * kTileKeys, limit, D);
-    load_tile<kTileKeys, DP, kBlock>(to + S::kOther, v, int(a.kv_stride), j * kTileKeys, limit, D);
-  };
+  const KeyLoader<DP> keys(a, at, first);
+  const auto load = [&](int j, int stage) { keys.load(stages + uint32_t(stage * S::kStage), j); };
   bool whole = false, next_whole = false;
   int j = tiles.next(-1, whole);
   load_tile<ROWS, DP, kBlock>(of_q, a.q_head(at.b, at.h), int(a.q_stride), i0, Tq, D);

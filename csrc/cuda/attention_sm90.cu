@@ -2,7 +2,7 @@
 Attention on Hopper's tensor cores (sm_90a): the formulas of attention.cu for bf16, heads of 40 to 64 channels (padded
 with zeros to 64), every key written. After Shah et al. 2024, "FlashAttention-3" (arXiv 2407.08608).
 
-A block is WG warpgroups of 64 rows, with wgmma, and bulk tensor copies into a ring of stages. There is no warp that only
+A block is one or two warpgroups of 64 rows, with wgmma, and bulk tensor copies into a ring of stages. There is no warp that only
 copies: its first warp starts the copy of a tile STAGES - 1 ahead, at a place where it would wait for the tensor cores
 anyway. Deterministic: each element is summed up by one thread, or one tree of lanes, in one order; no atomics.
 
