@@ -1,5 +1,6 @@
 // A call of attention, as all of its kernels take it.
 #pragma once
+#include "ptx_sm80.cuh"
 #include "random.cuh"
 
 namespace tc::cuda {
@@ -31,10 +32,24 @@ struct Attention {
   __device__ const bf16* v_head(int64_t b, int64_t h) const {
     return static_cast<const bf16*>(v.data) + value(b, h, 0);
   }
+  // Of lse, and of dropout's mask, which has Tk columns.
+  __device__ int64_t row(int64_t b, int64_t h, int64_t i) const { return (b * H + h) * Tq + i; }
   // 0 or 1 / (1 - rate)
+  __device__ float keep_of(uint32_t word) const { return philox_uniform(word) >= rate ? 1 / (1 - rate) : 0; }
   __device__ float keep(int64_t bh, int64_t i, int64_t j) const {
-    if (rate == 0) return 1;
-    return philox_uniform(philox_word(rng, stream, uint64_t((bh * Tq + i) * Tk + j))) >= rate ? 1 / (1 - rate) : 0;
+    return rate == 0 ? 1 : keep_of(philox_word(rng, stream, uint64_t((bh * Tq + i) * Tk + j)));
+  }
+  // Of keys j and j + 1 of a row.
+  __device__ Pair keep_pair(int64_t row, int64_t j) const {
+    const uint64_t at = uint64_t(row * Tk + j);
+    const Philox4 four = philox_block(rng, stream, at / 4);
+    const int k = int(at % 4);
+    const uint32_t first = k < 2 ? (k ? four.word[1] : four.word[0]) : (k == 2 ? four.word[2] : four.word[3]);
+    const uint32_t second = k == 0   ? four.word[1]
+                            : k == 1 ? four.word[2]
+                            : k == 2 ? four.word[3]
+                                     : philox_block(rng, stream, at / 4 + 1).word[0];
+    return {keep_of(first), keep_of(second)};
   }
 };
 

@@ -1,10 +1,11 @@
 /*
 Attention on tensor cores by mma.sync, with cp.async one tile ahead (compute capability 8.0 and later): the formulas of
-attention.cu for bf16, heads of up to 128 channels and no dropout. After Dao 2023, "FlashAttention-2" (arXiv 2307.08691).
+attention.cu for bf16 and heads of up to 128 channels. After Dao 2023, "FlashAttention-2" (arXiv 2307.08691).
 
 A block has four warps of 16 R rows. R = 2 where the registers allow it: a fragment of the other side read from shared
 memory then feeds two products; with one, reading shared memory would be what limits. Channels are padded with zeros to
 DP = 32, 64, 96 or 128. Sums of a product become operands of the next one without leaving the registers.
+Dropout draws its mask anew in each kernel: ten rounds of Philox for a pair of elements (d_k, d_v: for one).
 Deterministic: each element is summed up by one thread, or by one tree of lanes, in one order; no atomics.
 
 Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward / backward, ms, at H = 12, T = 1024, B·T = 32768):
@@ -12,8 +13,6 @@ exp2f .241 / .803; ex2.approx .226 / .758 (PyTorch's FlashAttention-2 .247 / .74
 it has not run on a GPU. nvcc 13.0, sm_80, D = 64: no kernel spills; with `until` the forward spills 24 bytes and d_k,
 d_v 44, all of 255 registers: what that costs, and whether D = 96 and 128 want other tiles, only a GPU can tell.
 */
-#include <type_traits>
-
 #include "attention_sm80.h"
 #include "attention_sm90.h"
 #include "attention_tiles.cuh"
@@ -119,6 +118,22 @@ struct KeyLoader {
   }
 };
 
+// Multiplies by what dropout keeps of the probabilities of queries (rows) and keys (columns). row: in the mask's [B·H·Tq]
+// rows, the lane's first; key: of its first column
+template <int R, int N>
+__device__ __forceinline__ void drop(float (&x)[R][N][4], const Attention& a, int64_t row, int key) {
+#pragma unroll
+  for (int r = 0; r < R; r++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int n = 0; n < N; n++) {
+        const Pair keep = a.keep_pair(row + r * 16 + half * 8, key + n * 8);
+        x[r][n][half * 2] *= keep.x;
+        x[r][n][half * 2 + 1] *= keep.y;
+      }
+}
+
 // ---- forward
 
 // -inf where a query does not see a key. position: of the lane's first row; key: of its first column
@@ -159,9 +174,9 @@ struct ForwardRows {
 #pragma unroll
       for (int k = 0; k < DP / 16; k++) load_a<ROWS>(queries[r][k], tile, warp() * 16 * R + r * 16, k);
   }
-  // Takes in a tile of keys and values; hide(scores) masks.
-  template <class Hide>
-  __device__ __forceinline__ void attend(uint32_t of_k, uint32_t of_v, float scale2, Hide&& hide) {
+  // Takes in a tile of keys and values; hide(scores) masks, thin(weights) is for dropout.
+  template <class Hide, class Thin>
+  __device__ __forceinline__ void attend(uint32_t of_k, uint32_t of_v, float scale2, Hide&& hide, Thin&& thin) {
     constexpr int N = kTileKeys / 8;
     float scores[R][N][4] = {};
     const auto query = [&](uint32_t(&a)[4], int r, int k) {
@@ -181,6 +196,7 @@ struct ForwardRows {
           sums[r][n][half * 2 + 1] *= fade;
         }
       }
+    thin(scores);
     multiply_weights<R, N, DP, kTileKeys>(sums, scores, of_v, 0);
   }
   // The results to the warp's rows of a tile; lse: of the lane's first query, `left` of which are in the tensor.
@@ -201,7 +217,7 @@ struct ForwardRows {
 };
 
 // out[B,Tq,H·D], lse[B,H,Tq]
-template <int DP, int R, bool UNTIL>
+template <int DP, int R, bool UNTIL, bool DROPS>
 __global__ void __launch_bounds__(kBlock, 2)
     attention_forward_kernel2(const Attention a, const Ends* ends, bf16* out, float* lse) {
   using S = ForwardSizes<DP, R>;
@@ -235,14 +251,17 @@ __global__ void __launch_bounds__(kBlock, 2)
     const auto mask = [&](float(&scores)[R][kTileKeys / 8][4]) {
       if (!whole) hide<R, kTileKeys / 8, UNTIL>(scores, until, Tk, first + i0 + row, j * kTileKeys + (lane() & 3) * 2);
     };
+    const auto thin = [&](float(&weights)[R][kTileKeys / 8][4]) {
+      if constexpr (DROPS) drop(weights, a, a.row(at.b, at.h, i0 + row), j * kTileKeys + (lane() & 3) * 2);
+    };
     if (mine < Tq && j * kTileKeys <= first + mine + 16 * R - 1)  // else all of it comes after the warp's queries
-      rows.attend(of_k, of_k + S::kK, a.scale * kLog2E, mask);
+      rows.attend(of_k, of_k + S::kK, a.scale * kLog2E, mask, thin);
     j = next;
     whole = next_whole;
   }
   copy_wait<0>();
   __syncthreads();  // q's tile, read or never needed, takes the results: from there they go out 16 bytes a lane
-  rows.template finish<ROWS>(of_q, row, lse + (int64_t(at.b) * a.H + at.h) * Tq + i0 + row, Tq - i0 - row, a.scale);
+  rows.template finish<ROWS>(of_q, row, lse + a.row(at.b, at.h, i0 + row), Tq - i0 - row, a.scale);
   __syncwarp();
   store_rows<ROWS, DP, 16 * R>(out + a.result(at.b, at.h, 0), int(a.H * a.D), of_q, warp() * 16 * R, mine, Tq, D);
 }
@@ -282,7 +301,7 @@ __device__ __forceinline__ void query_slopes(float (&scores)[R][N][4], float (&d
 }
 
 // d_q[B,Tq,H·D] (or the first third of d_qkv), stats
-template <int DP, int R, bool UNTIL>
+template <int DP, int R, bool UNTIL, bool DROPS>
 __global__ void __launch_bounds__(kBlock, 2)
     attention_backward_query_kernel2(const Attention a, const Ends* ends, const bf16* d_out, const bf16* out,
                                      const float* lse, bf16* d_q, float* stats) {
@@ -306,7 +325,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   if (j < tiles.count) load(j, 0);
   copy_commit();
   RowStats<DP, R> mine;
-  mine.load(out + result, stride, lse + (int64_t(at.b) * a.H + at.h) * Tq, i0 + row, Tq, D);
+  mine.load(out + result, stride, lse + a.row(at.b, at.h, 0), i0 + row, Tq, D);
   copy_wait<0>();
   __syncthreads();
   mine.template multiply<ROWS>(of_d_out, stats + stats_of(a, at, at.tile * R), row, Tq - i0);
@@ -327,6 +346,7 @@ __global__ void __launch_bounds__(kBlock, 2)
       float scores[R][N][4] = {}, slopes[R][N][4] = {};
       multiply_rows<R, N, DP, kTileKeys>(scores, query, of_k, strip);
       multiply_rows<R, N, DP, kTileKeys>(slopes, gradient, of_k + S::kOther, strip);
+      if constexpr (DROPS) drop(slopes, a, a.row(at.b, at.h, i0 + row), key + (lane() & 3) * 2);
       query_slopes<R, N, UNTIL>(scores, slopes, mine, a.scale * kLog2E, whole, until, Tk, first + i0 + row,
                                 key + (lane() & 3) * 2);
       multiply_weights<R, N, DP, kTileKeys>(sums, slopes, of_k, strip);
@@ -339,10 +359,11 @@ __global__ void __launch_bounds__(kBlock, 2)
   store_rows<ROWS, DP, 16 * R>(d_q + a.query(at.b, at.h, 0), int(a.q_stride), of_q, own, i0 + own, Tq, D);
 }
 
-// As query_slopes(), of keys (rows) and queries (columns), whose stats lie in shared memory; probabilities stay.
-template <int R, int N, class Hidden>
+// As query_slopes(), of keys (rows) and queries (columns), whose stats lie in shared memory; probabilities stay, times
+// keep(r, n, e), as d_p.
+template <int R, int N, class Hidden, class Keep>
 __device__ __forceinline__ void key_slopes(float (&scores)[R][N][4], float (&d_p)[R][N][4], uint32_t stats,
-                                           float scale2, Hidden&& hidden) {
+                                           float scale2, Hidden&& hidden, Keep&& keep) {
 #pragma unroll
   for (int n = 0; n < N; n++) {
     const uint32_t at = stats + uint32_t(n * 8 + (lane() & 3) * 2) * 4;
@@ -353,14 +374,15 @@ __device__ __forceinline__ void key_slopes(float (&scores)[R][N][4], float (&d_p
       for (int e = 0; e < 4; e++) {
         float p = fast_exp2(fmaf(scores[r][n][e], scale2, -(e & 1 ? logs.y : logs.x)));
         if (hidden(r, n, e)) p = 0;
-        scores[r][n][e] = p;
-        d_p[r][n][e] = p * (d_p[r][n][e] - (e & 1 ? deltas.y : deltas.x));
+        const float kept = keep(r, n, e);
+        scores[r][n][e] = p * kept;
+        d_p[r][n][e] = p * (d_p[r][n][e] * kept - (e & 1 ? deltas.y : deltas.x));
       }
   }
 }
 
 // d_k and d_v: in the layout of k and v. Keys are the rows, so that probabilities and slopes are operands as they are.
-template <int DP, int R, bool UNTIL>
+template <int DP, int R, bool UNTIL, bool DROPS>
 __global__ void __launch_bounds__(kBlock, 2)
     attention_backward_key_kernel2(const Attention a, const Ends* ends, const bf16* d_out, const float* stats,
                                    bf16* d_kv) {
@@ -379,12 +401,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     if (warp() == 0) copy_async(to + 2 * S::kOther + lane() * 16, stats + tile * kStats + lane() * 4, true);
   };
   const QueryTiles<ROWS, UNTIL> tiles(a, ends, at.b, j0, first);
-  int query_ends[2 * R];
-#pragma unroll
-  for (int x = 0; x < 2 * R; x++) {
-    const int j = j0 + row + x * 8;
-    query_ends[x] = !UNTIL ? kNoEnd : j < Tk ? query_end(a.until[int64_t(at.b) * Tk + j], first) : -kNoEnd;
-  }
+  const QueryEnds<R, UNTIL> query_ends(a, at.b, j0 + row, first);
   const int limit = written_keys(a, first);
   load_tile<ROWS, DP, kBlock>(of_k, a.k_head(at.b, at.h), int(a.kv_stride), j0, limit, D);
   load_tile<ROWS, DP, kBlock>(of_v, a.v_head(at.b, at.h), int(a.kv_stride), j0, limit, D);
@@ -407,10 +424,15 @@ __global__ void __launch_bounds__(kBlock, 2)
       float weights[R][N][4] = {}, slopes[R][N][4] = {};
       multiply_rows<R, N, DP, kTileQueries>(weights, key, of_q, strip);
       multiply_rows<R, N, DP, kTileQueries>(slopes, value, of_d_out, strip);
-      key_slopes<R, N>(weights, slopes, of_d_out + S::kOther + strip * 4, a.scale * kLog2E, [&](int r, int n, int e) {
-        const int i = query + n * 8 + (lane() & 3) * 2 + (e & 1);
-        return !whole && (i < tiles.from + row + r * 16 + (e >> 1) * 8 || i >= query_ends[2 * r + (e >> 1)]);
-      });
+      const auto column = [&](int n, int e) { return query + n * 8 + (lane() & 3) * 2 + (e & 1); };
+      const auto hidden = [&](int r, int n, int e) {
+        const int i = column(n, e), x = 2 * r + (e >> 1);
+        return !whole && (i < tiles.from + row + x * 8 || i >= query_ends.of[x]);
+      };
+      const auto keep = [&](int r, int n, int e) {
+        return DROPS ? a.keep(at.b * a.H + at.h, column(n, e), j0 + row + r * 16 + (e >> 1) * 8) : 1.0f;
+      };
+      key_slopes<R, N>(weights, slopes, of_d_out + S::kOther + strip * 4, a.scale * kLog2E, hidden, keep);
       multiply_weights<R, N, DP, kTileQueries>(value_sums, weights, of_d_out, strip);
       multiply_weights<R, N, DP, kTileQueries>(key_sums, slopes, of_q, strip);
     }
@@ -440,14 +462,19 @@ __global__ void attention_ends_kernel1(Ends* ends, const int32_t* until, int64_t
   if (lane() == 0) ends[tile] = {low, high};
 }
 
-// f(the padded number of channels, R)
+// f(the padded number of channels, R, whether there is dropout): which has fewer kernels, its time goes elsewhere.
+template <int DP, int R, bool DROPS>
+struct Kernels {
+  static constexpr int kChannels = DP, kR = R;
+  static constexpr bool kDrops = DROPS;
+};
 template <class F>
-void with_channels(int64_t D, F&& f) {
-  const auto call = [&](auto dp, auto r) { f(dp, r); };
-  if (D <= 32) return call(std::integral_constant<int, 32>(), std::integral_constant<int, 2>());
-  if (D <= 64) return call(std::integral_constant<int, 64>(), std::integral_constant<int, 2>());
-  if (D <= 96) return call(std::integral_constant<int, 96>(), std::integral_constant<int, 1>());
-  call(std::integral_constant<int, 128>(), std::integral_constant<int, 1>());
+void with_kernels(const Attention& a, F&& f) {
+  if (a.rate > 0) return a.D <= 64 ? f(Kernels<64, 2, true>()) : f(Kernels<128, 1, true>());
+  if (a.D <= 32) return f(Kernels<32, 2, false>());
+  if (a.D <= 64) return f(Kernels<64, 2, false>());
+  if (a.D <= 96) return f(Kernels<96, 1, false>());
+  f(Kernels<128, 1, false>());
 }
 
 }  // namespace
@@ -463,7 +490,7 @@ const Ends* make_ends(const Context& c, const Attention& a, void* workspace) {
 
 bool fits_sm80(const Context& c, const Attention& a) {
   const int64_t most = (1 << 30) - 256;
-  return !c.plain && c.capability >= 80 && a.q.is_bf16 && a.D <= 128 && a.rate == 0 && a.Tq < most && a.Tk < most &&
+  return !c.plain && c.capability >= 80 && a.q.is_bf16 && a.D <= 128 && a.Tq < most && a.Tk < most &&
          a.B * a.H * divide_up(a.Tq, 64) < most && a.B * a.H * divide_up(a.Tk, 64) < most;
 }
 
@@ -472,12 +499,14 @@ size_t forward_workspace_sm80(const Attention& a) { return size_t(ends_bytes(a))
 void attention_forward_sm80(const Context& c, const Attention& a, Floats out, float* lse, void* workspace) {
   const Ends* ends = make_ends(c, a, workspace);
   if (fits_sm90(c, a) && attention_forward_sm90(c, a, out, lse, ends)) return;
-  with_channels(a.D, [&](auto dp, auto r) {
-    constexpr int DP = decltype(dp)::value, R = decltype(r)::value;
+  with_kernels(a, [&](auto kernels) {
+    using K = decltype(kernels);
+    constexpr int DP = K::kChannels, R = K::kR;
+    constexpr bool DROPS = K::kDrops;
     using S = ForwardSizes<DP, R>;
     const dim3 grid(unsigned(a.B * a.H * divide_up(a.Tq, S::kQueries)));
-    run_shared(c, ends ? attention_forward_kernel2<DP, R, true> : attention_forward_kernel2<DP, R, false>, grid, kBlock,
-               S::kBytes, a, ends, static_cast<bf16*>(out.data), lse);
+    run_shared(c, ends ? attention_forward_kernel2<DP, R, true, DROPS> : attention_forward_kernel2<DP, R, false, DROPS>,
+               grid, kBlock, S::kBytes, a, ends, static_cast<bf16*>(out.data), lse);
   });
 }
 
@@ -487,15 +516,17 @@ void attention_backward_sm80(const Context& c, const Attention& a, const Gradien
   float* stats = static_cast<float*>(workspace);
   const Ends* ends = make_ends(c, a, static_cast<char*>(workspace) + stats_bytes(a));
   if (fits_sm90(c, a) && attention_backward_sm90(c, a, g, stats, ends)) return;
-  with_channels(a.D, [&](auto dp, auto r) {
-    constexpr int DP = decltype(dp)::value, R = decltype(r)::value;
+  with_kernels(a, [&](auto kernels) {
+    using K = decltype(kernels);
+    constexpr int DP = K::kChannels, R = K::kR;
+    constexpr bool DROPS = K::kDrops;
     using S = BackwardSizes<DP, R>;
     const dim3 queries(unsigned(a.B * a.H * divide_up(a.Tq, S::kRows)));
     const dim3 keys(unsigned(a.B * a.H * divide_up(a.Tk, S::kRows)));
-    const auto query_kernel =
-        ends ? attention_backward_query_kernel2<DP, R, true> : attention_backward_query_kernel2<DP, R, false>;
+    const auto query_kernel = ends ? attention_backward_query_kernel2<DP, R, true, DROPS>
+                                   : attention_backward_query_kernel2<DP, R, false, DROPS>;
     const auto key_kernel =
-        ends ? attention_backward_key_kernel2<DP, R, true> : attention_backward_key_kernel2<DP, R, false>;
+        ends ? attention_backward_key_kernel2<DP, R, true, DROPS> : attention_backward_key_kernel2<DP, R, false, DROPS>;
     run_shared(c, query_kernel, queries, kBlock, S::kBytes, a, ends, static_cast<const bf16*>(g.d_out.data),
                static_cast<const bf16*>(g.out.data), g.lse, static_cast<bf16*>(g.d_q.data), stats);
     run_shared(c, key_kernel, keys, kBlock, S::kBytes, a, ends, static_cast<const bf16*>(g.d_out.data), stats,

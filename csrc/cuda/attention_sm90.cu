@@ -1,6 +1,6 @@
 /*
 Attention on Hopper's tensor cores (sm_90a): the formulas of attention.cu for bf16, heads of 40 to 64 channels (padded
-with zeros to 64), every key written. After Shah et al. 2024, "FlashAttention-3" (arXiv 2407.08608).
+with zeros to 64), every key written, no dropout. After Shah et al. 2024, "FlashAttention-3" (arXiv 2407.08608).
 
 A block is one or two warpgroups of 64 rows, with wgmma, and bulk tensor copies into a ring of stages. There is no warp that only
 copies: its first warp starts the copy of a tile STAGES - 1 ahead, at a place where it would wait for the tensor cores
@@ -293,8 +293,7 @@ __global__ void __launch_bounds__(kForwardGroups * 128, 2)
     const float total = g.running[half].total();
     const int i = w0 + row + half * 8;
     by[half] = inverse_of(total);
-    if ((lane() & 3) == 0 && i < Tq)
-      lse[(at.b * a.H + at.h) * Tq + i] = log_sum_exp(g.running[half].high, total, a.scale);
+    if ((lane() & 3) == 0 && i < Tq) lse[a.row(at.b, at.h, i)] = log_sum_exp(g.running[half].high, total, a.scale);
   }
   __syncwarp();  // q's rows of this warp, read by it alone, take its results
   keep_sums(of_q, row, g.sums, by[0], by[1]);
@@ -436,7 +435,7 @@ __global__ void __launch_bounds__(128, 3)
 #pragma unroll 1
   for (int s = 0; s < kStages - 1; s++) feed();
   RowStats<64, 1> mine;
-  mine.load(out + a.result(at.b, at.h, 0), int(a.H * a.D), lse + (at.b * a.H + at.h) * Tq, i0 + row, Tq, int(a.D));
+  mine.load(out + a.result(at.b, at.h, 0), int(a.H * a.D), lse + a.row(at.b, at.h, 0), i0 + row, Tq, int(a.D));
   barrier_wait(l.own_bar, 0);
   mine.multiply<64>(l.own + kTile, stats + stats_of(a, at, at.tile), row, Tq - i0);
   QueryGroup g;
@@ -485,12 +484,7 @@ __global__ void __launch_bounds__(128, 3)
   };
 #pragma unroll 1
   for (int s = 0; s < kStages - 1; s++) feed();
-  int query_ends[2];
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int j = j0 + row + half * 8;
-    query_ends[half] = !UNTIL ? kNoEnd : j < Tk ? query_end(a.until[at.b * a.Tk + j], first) : -kNoEnd;
-  }
+  const QueryEnds<1, UNTIL> query_ends(a, at.b, j0 + row, first);
   KeyGroup g;
   barrier_wait(l.own_bar, 0);
   pin_sums(g.key_sums);
@@ -502,7 +496,7 @@ __global__ void __launch_bounds__(128, 3)
 #pragma unroll
       for (int x = 0; x < 32; x++) {
         const int i = tile * kTileQueries + (x >> 2) * 8 + (lane() & 3) * 2 + (x & 1), half = x >> 1 & 1;
-        if (i < tiles.from + row + half * 8 || i >= query_ends[half]) p[x] = 0;
+        if (i < tiles.from + row + half * 8 || i >= query_ends.of[half]) p[x] = 0;
       }
     });
   }
@@ -526,7 +520,7 @@ bool make_maps(HeadMaps* maps, const Attention& a) {
 }  // namespace
 
 bool fits_sm90(const Context& c, const Attention& a) {
-  return c.capability == 90 && a.D > 32 && a.D <= 64 && !a.past && a.B > 0 && a.Tq > 0;
+  return c.capability == 90 && a.D > 32 && a.D <= 64 && !a.past && a.rate == 0 && a.B > 0 && a.Tq > 0;
 }
 
 bool attention_forward_sm90(const Context& c, const Attention& a, Floats out, float* lse, const Ends* ends) {

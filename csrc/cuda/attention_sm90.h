@@ -1,4 +1,4 @@
-// Attention on Hopper's tensor cores: bf16, heads of 40 to 64 channels, every key written (no cache).
+// Attention on Hopper's tensor cores: bf16, heads of 40 to 64 channels, every key written (no cache), no dropout.
 #pragma once
 #include "attention.cuh"
 

@@ -119,6 +119,18 @@ struct QueryTiles {
   }
 };
 
+// The numbers of the queries from which on a lane's 2 R keys, 8 apart from j on, are not seen any more.
+template <int R, bool UNTIL>
+struct QueryEnds {
+  int of[2 * R];
+
+  __device__ __forceinline__ QueryEnds(const Attention& a, int b, int j, int first) {
+#pragma unroll
+    for (int x = 0; x < 2 * R; x++)
+      of[x] = !UNTIL ? kNoEnd : j + x * 8 < int(a.Tk) ? query_end(a.until[b * a.Tk + j + x * 8], first) : -kNoEnd;
+  }
+};
+
 // ---- tiles in shared memory: panels of [ROWS][64 channels], 128 bytes a row; the 16-byte chunk c of row r lies at
 // chunk c ^ (r & 7), which keeps ldmatrix free of bank conflicts and is the swizzle of wgmma and of the bulk copies
 

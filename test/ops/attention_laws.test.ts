@@ -87,6 +87,7 @@ forEachDevice(
     for (const [B, H, D, T] of [
       [1, 2, 16, 75],
       [2, 1, 64, 40],
+      [1, 1, 72, 30],
       [1, 1, 8, 1],
     ] as const) {
       const C = H * D
