@@ -66,7 +66,7 @@ const RULES: readonly Rule[] = [
   { family: 'attention_simdgroup', find: 'int(q0)) continue', put: 'int(q0) + 1) continue' },
   { family: 'attention_simdgroup', find: 'key <= at && key', put: 'key <= at + 1 && key' },
   { family: 'attention_simdgroup', find: '&& key < keys', put: '' },
-  { family: 'attention_simdgroup', find: 'at < until[key]', put: 'at <= until[key]' },
+  { family: 'attention_simdgroup', find: 'at < until[key]', put: 'at <= until[key]', quick: 'mask' },
   { family: 'attention_simdgroup', find: 'e[i] == LOWEST ? 0.0f :', put: '' },
   { family: 'attention_simdgroup', find: 'elements(acc[d]) *= fade', put: '' },
   { family: 'attention_simdgroup', find: 'if (i >= p.q_time) return;', put: '' },
