@@ -19,6 +19,7 @@ interface Slot {
 
 /** Every parameter starts at a multiple of 32 elements: 64 bytes in bf16 and f16. */
 const ALIGN = 32
+const PIECE = 1 << 20
 
 /**
  * A model's parameters in one flat buffer, those with weight decay first, so that gradient accumulation, the global norm and AdamW are
@@ -115,14 +116,21 @@ export class ParameterSet {
     const slot = this.slot(name)
     if (data.length !== elements(slot.spec.shape))
       throw new TrainCoreError('ERR_SHAPE', `${name} takes ${elements(slot.spec.shape)} elements; got ${data.length}`)
+    if (this.master.dtype !== 'f32') return this.writeRounded(slot, data)
     const part = this.master.view(slot.spec.shape, slot.offset)
-    if (part.dtype === 'f32') part.write(data)
-    else {
-      const values = Tensor.from(data, slot.spec.shape, { device: this.device })
+    part.write(data)
+    part.free()
+  }
+
+  /** In pieces, so that the f32 values of a large parameter are never on the device as a whole. */
+  private writeRounded({ offset }: Slot, data: Float32Array): void {
+    for (let at = 0; at < data.length; at += PIECE) {
+      const values = Tensor.from(data.subarray(at, at + PIECE), undefined, { device: this.device })
+      const part = this.master.view(values.shape, offset + at)
       run('cast', [values], [part], [dtypeNumber(this.precision)])
       values.free()
+      part.free()
     }
-    part.free()
   }
 
   /** Rounds the master weights to the compute precision. */

@@ -9,6 +9,7 @@ import { gpt2Config } from '../../lib/model/config.js'
 import { generate } from '../../lib/model/generate.js'
 import { GPT2 } from '../../lib/model/gpt2.js'
 import { gpt2Parameters } from '../../lib/model/names.js'
+import { ParameterSet } from '../../lib/model/parameters.js'
 import {
   openModelTensors,
   type TensorSource,
@@ -261,3 +262,11 @@ forEachDevice(
   },
   { ops: MODEL_OPS },
 )
+
+onEachDevice('a large frozen parameter is written in pieces', async device => {
+  const parameters = new ParameterSet([{ name: 'w', shape: [1301, 1021], decay: true }], device, 'bf16', true)
+  const values = Float32Array.from({ length: 1301 * 1021 }, (_, k) => k)
+  parameters.write('w', values)
+  assertSame(await parameters.read('w'), values.map(rounder('bf16')), 'w')
+  parameters.free()
+})
