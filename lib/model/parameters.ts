@@ -116,10 +116,8 @@ export class ParameterSet {
     const slot = this.slot(name)
     if (data.length !== elements(slot.spec.shape))
       throw new TrainCoreError('ERR_SHAPE', `${name} takes ${elements(slot.spec.shape)} elements; got ${data.length}`)
-    if (this.master.dtype !== 'f32') return this.writeRounded(slot, data)
-    const part = this.master.view(slot.spec.shape, slot.offset)
-    part.write(data)
-    part.free()
+    if (this.master.dtype === 'f32') this.writeTo(this.master, name, data)
+    else this.writeRounded(slot, data)
   }
 
   /** In pieces, so that the f32 values of a large parameter are never on the device as a whole. */
