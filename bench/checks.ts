@@ -90,7 +90,10 @@ const checkAttention: Check = async ({ op, inputs, results, scalars }) => {
   const backward = op === 'attention_backward'
   const [query, kv, until] = backward ? [inputs[1]!, inputs[2], inputs[5]] : [inputs[0]!, inputs[1], inputs[2]]
   const H = scalars[0]
-  const [, Tq, threeC] = query.shape
+  const [, T, threeC] = query.shape
+  // Of a long text the first queries, which see no key behind them; the gradients of their keys would need the other queries.
+  const prefix = !kv && !until && T > 2048
+  const Tq = prefix ? 512 : T
   const C = threeC / 3
   const [D, Tk] = [C / H, kv ? kv.shape[1] : Tq]
   const h = H - 1 // of the first batch: its last head
@@ -108,7 +111,7 @@ const checkAttention: Check = async ({ op, inputs, results, scalars }) => {
     return near('the mix of values', headOf(got, Tq, C, h * D, D), attentionForward(qkv, shape).out, query.dtype)
   const dOut = headOf(await slice(inputs[0]!, 0, Tq * C), Tq, C, h * D, D)
   const { dQ, dK, dV } = attentionBackward(dOut, qkv, shape)
-  for (const [k, want] of [dQ, dK, dV].entries())
+  for (const [k, want] of (prefix ? [dQ] : [dQ, dK, dV]).entries())
     near(`gradient ${'qkv'[k]}`, headOf(got, Tq, threeC, k * C + h * D, D), want, query.dtype)
 }
 

@@ -1,7 +1,8 @@
-// What CUDA must pass on a machine with an NVIDIA GPU, in stages that can be run apart. Each row goes into a JSON file as it comes; at the end
-// one table shows all rows of the file, so that stages of several calls come together.
+// What CUDA must pass on a machine with an NVIDIA GPU, in stages that can be run apart. Each row goes into a JSON file as it comes; at the
+// end one table shows all rows of the file, so that stages of several calls come together.
 //   npm run check:cuda -- [--stage NAME[,NAME]] [--skip NAME[,NAME]] [--minutes N] [part of a test file's name ...]
-// --list names the stages, --help the other options. TRAIN_CORE_CUDA_LIBRARY=FILE checks that library instead of building one;
+// --list names the stages, --help the other options. Where there is no npm: build/Release, dist and node_modules of another machine, and
+// --no-build. TRAIN_CORE_CUDA_LIBRARY=FILE checks that library instead of building one;
 // TRAIN_CORE_PYTHON names a Python with PyTorch, TRAIN_CORE_CUBLASLT the file libcublasLt.so, as rivals.
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
