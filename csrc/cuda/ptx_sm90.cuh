@@ -115,7 +115,7 @@ TC_PTX int cluster_blocks() {
 }
 // All threads of the cluster; what they wrote before, other blocks' shared memory too, is seen behind it.
 TC_PTX void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 // To the same place in the shared memory of another block, which must have started and not ended.
 TC_PTX void cluster_store(uint32_t at, int rank, double x) {
