@@ -5,9 +5,9 @@ Choosing the next token from logits.
   sample: softmax(z / temperature), cut to the top_k most probable, then to the smallest set whose probability reaches
   top_p (Holtzman et al. 2019, arXiv 1904.09751; the order of Hugging Face's warpers), then one uniform number through
   the cumulative sum of what is left, in order of the index. Row r takes the random number at position r.
-The order of a row comes from a sort of (probability descending, index) where a cut needs it, or from the top_k best
-alone (select.cu).
-Ladder: kernel1 reads element by element and adds the cumulative sum up 256 columns at a time; kernel2 reads 16 bytes at
+The order of a row comes from a sort of (probability descending, index) where a cut needs it, or from the best alone
+(select.cu); where top_p needs more of them than those, the last one kept is found by halving.
+Ladder: kernel1 sorts, reads element by element and adds the cumulative sum up 256 columns at a time; kernel2 reads 16 bytes at
 a time, and each thread adds up a stretch of columns, one of which is walked through. Not run on a GPU.
 */
 #include <cfloat>
@@ -109,16 +109,24 @@ struct Row {
   }
 };
 
-// The last key that top_k and top_p leave; *sum: of all weights, then of those that are left.
-template <int warps>
-__device__ uint64_t cut_row(const Row<warps>& row, double* sum, unsigned long long* found) {
+// The last key that top_k and top_p leave; *sum: of all weights, then of those that are left. beyond(enough, first) is
+// the key from `first` on at which the weights reach `enough`, and sets *sum: for keys that are the best alone.
+template <int warps, class F>
+__device__ uint64_t cut_row(const Row<warps>& row, double* sum, unsigned long long* found, F&& beyond) {
   const Choice& c = row.c;
   int64_t n = c.V;
   if (c.top_k > 0 && c.top_k < c.V) {
     n = c.top_k;
     *sum = row.total(n, true);
   }
-  if (c.top_p < 1) n = row.reach(double(c.top_p) * *sum, n, sum, found);
+  if (c.top_p < 1) {
+    const double enough = double(c.top_p) * *sum;
+    if (n > c.length) {
+      n = c.length;
+      if (row.total(n, true) < enough) return beyond(enough, c.keys[row.r * c.length + n - 1] + 1);
+    }
+    n = row.reach(enough, n, sum, found);
+  }
   const uint64_t cut = n < c.V ? c.keys[row.r * c.length + n - 1] : kLastKey;
   __syncthreads();
   return cut;
@@ -135,7 +143,7 @@ __global__ void sample_kernel1(int32_t* out, Choice c, const int32_t* rng, uint3
     if (threadIdx.x == 0) out[r] = -1;
     return;
   }
-  const uint64_t cut = cut_row(row, &sum, &found);
+  const uint64_t cut = cut_row(row, &sum, &found, [](double, uint64_t) { return kLastKey; });
   const float uniform = philox_uniform(philox_word(rng, stream, uint64_t(r)));
   const int64_t token = row.draw(double(uniform) * sum, cut, &found);
   if (threadIdx.x == 0) out[r] = int32_t(token);
@@ -218,15 +226,32 @@ __global__ void __launch_bounds__(kMoreWarps * 32)
   const T* of_row = logits + r * c.Vp;
   const int64_t best = best_of_row(of_row, c.V, vector, reinterpret_cast<uint64_t*>(sums));
   const Row<kMoreWarps> row{c, r, to_float(of_row[best]), sums};
-  double sum = 0;
-  each_logit(of_row, threadIdx.x * int64_t(kPack<T>), c.V, kMoreWarps * 32 * kPack<T>, vector,
-             [&](int64_t, float z) { sum += expf((z - row.top) * c.scale); });
-  sum = block_join<kMoreWarps>(sum, Add(), sums);
+  // The sum of the weights of keys up to `last`.
+  const auto sum_upto = [&](uint64_t last) {
+    double sum = 0;
+    each_logit(of_row, threadIdx.x * int64_t(kPack<T>), c.V, kMoreWarps * 32 * kPack<T>, vector,
+               [&](int64_t v, float z) {
+                 if (last == kLastKey || key_of(z, v) <= last) sum += expf((z - row.top) * c.scale);
+               });
+    return block_join<kMoreWarps>(sum, Add(), sums);
+  };
+  double sum = sum_upto(kLastKey);
   if (!isfinite(sum)) {
     if (threadIdx.x == 0) out[r] = -1;
     return;
   }
-  const uint64_t cut = cut_row(row, &sum, &found);
+  const uint64_t cut = cut_row(row, &sum, &found, [&](double enough, uint64_t first) {
+    uint64_t last = kLastKey;
+    while (first < last) {
+      const uint64_t middle = first + (last - first) / 2;
+      const double upto = sum_upto(middle);
+      if (upto >= enough)
+        last = middle, sum = upto;
+      else
+        first = middle + 1;
+    }
+    return last;
+  });
   const float uniform = philox_uniform(philox_word(rng, stream, uint64_t(r)));
   const int64_t token = draw_from(row, of_row, double(uniform) * sum, cut, vector, &found);
   if (threadIdx.x == 0) out[r] = int32_t(token);
@@ -250,22 +275,28 @@ void argmax(const Args& x, const Context& c) {
 }
 
 namespace {
-bool selects(const Args& x, const Context& c) {
-  return cuts(x) && !c.plain && x.i(2) > 0 && x.i(2) < x.i(0) && x.i(2) <= kMostSelected;
-}
-// The keys of a row: none, the top_k best, or all in order.
-int64_t keys_of(const Args& x, const Context& c) { return selects(x, c) ? x.i(2) : cuts(x) ? sort_length(x.i(0)) : 0; }
+// The keys of a row: none, the best alone (top_k of them, or as many as are selected at most), or all in order.
+struct Keys {
+  bool selected;
+  int64_t count;
+
+  Keys(const Args& x, const Context& c) {
+    const int64_t K = x.i(2), V = x.i(0), kept = K > 0 && K < V ? K : V < kMostSelected ? V : kMostSelected;
+    selected = cuts(x) && !c.plain && kept <= kMostSelected;
+    count = selected ? kept : cuts(x) ? sort_length(V) : 0;
+  }
+};
 }  // namespace
 
 size_t sample_workspace(const Args& x, const Context& c) {
-  return size_t(rows_of(x.in[0]) * keys_of(x, c)) * sizeof(uint64_t);
+  return size_t(rows_of(x.in[0]) * Keys(x, c).count) * sizeof(uint64_t);
 }
 void sample(const Args& x, const Context& c) {
   const View& logits = x.in[0];
   if (x.f(1) == 0) return argmax(x, c);
-  const int64_t R = rows_of(logits), V = x.i(0), length = keys_of(x, c);
+  const int64_t R = rows_of(logits), V = x.i(0), length = Keys(x, c).count;
   uint64_t* keys = length ? x.workspace.as<uint64_t>() : nullptr;
-  if (selects(x, c))
+  if (Keys(x, c).selected)
     select_logits(c, keys, floats(logits), logits.last(), R, V, length);
   else if (keys)
     sort_logits(c, keys, floats(logits), logits.last(), R, V);

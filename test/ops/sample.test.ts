@@ -13,13 +13,14 @@ const SHAPES = [
   [5, 37, 31],
   [1, 1, 1],
   [64, 128, 101],
+  [8, 3008, 3000],
   [3, 50304, 50257],
 ] as const
 
 forEachDevice(
   'argmax takes the largest real column, the lowest among equals',
   async (_, precision) => {
-    for (const [R, Vp, V] of someOf(SHAPES, 3)) {
+    for (const [R, Vp, V] of someOf(SHAPES, 4)) {
       // Eighths: many equal values, in bf16 as well; padding above all of them.
       const data = Float64Array.from(new Random(R).integers(R * Vp, 32), v => v / 8)
       for (let r = 0; r < R; r++) data.fill(100, r * Vp + V, r * Vp + Vp)
@@ -45,6 +46,7 @@ const OPTIONS: readonly SampleOptions[] = [
   { temperature: 1.5, topK: 20, topP: 0.9, stream: 3 },
   { topK: 1 },
   { topP: 1e-6 },
+  { topP: 0.9 },
   { temperature: 0 },
   { temperature: 1e-30, topK: 7 },
   { topK: 1000000 },
@@ -56,7 +58,7 @@ forEachDevice(
     const seed = 77
     const rng = createRng(seed)
     setRngStep(rng, seed, 3)
-    for (const [R, Vp, V] of someOf(SHAPES, 3))
+    for (const [R, Vp, V] of someOf(SHAPES, 4))
       for (const options of OPTIONS) {
         const logits = randomTensor(new Random(R), [R, Vp], precision, 2)
         const z = await valuesOf(logits)
