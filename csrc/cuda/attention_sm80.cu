@@ -11,7 +11,8 @@ Deterministic: each element is summed up by one thread, or by one tree of lanes,
 Ladder of its prototype (D = 64; H100 80GB HBM3, 2026-11-22; forward / backward, ms, at H = 12, T = 1024, B·T = 32768):
 exp2f .241 / .803; ex2.approx .226 / .758 (PyTorch's FlashAttention-2 .247 / .746). This version was emulated on a CPU;
 it has not run on a GPU. nvcc 13.0, sm_80, D = 64: no kernel spills; with `until` the forward spills 24 bytes and d_k,
-d_v 44, all of 255 registers: what that costs, and whether D = 96 and 128 want other tiles, only a GPU can tell.
+d_v 44; with dropout, and d_k and d_v at D = 128, up to 76. What that costs, and whether other tiles suit D = 96 and 128
+better, only a GPU can tell.
 */
 #include "attention_sm80.h"
 #include "attention_sm90.h"
@@ -462,12 +463,23 @@ __global__ void attention_ends_kernel1(Ends* ends, const int32_t* until, int64_t
   if (lane() == 0) ends[tile] = {low, high};
 }
 
-// f(the padded number of channels, R, whether there is dropout): which has fewer kernels, its time goes elsewhere.
 template <int DP, int R, bool DROPS>
 struct Kernels {
-  static constexpr int kChannels = DP, kR = R;
-  static constexpr bool kDrops = DROPS;
+  using Forward = ForwardSizes<DP, R>;
+  using Backward = BackwardSizes<DP, R>;
+  static auto forward(bool until) {
+    return until ? attention_forward_kernel2<DP, R, true, DROPS> : attention_forward_kernel2<DP, R, false, DROPS>;
+  }
+  static auto backward_query(bool until) {
+    return until ? attention_backward_query_kernel2<DP, R, true, DROPS>
+                 : attention_backward_query_kernel2<DP, R, false, DROPS>;
+  }
+  static auto backward_key(bool until) {
+    return until ? attention_backward_key_kernel2<DP, R, true, DROPS>
+                 : attention_backward_key_kernel2<DP, R, false, DROPS>;
+  }
 };
+// f(Kernels); with dropout there are fewer: its time goes elsewhere.
 template <class F>
 void with_kernels(const Attention& a, F&& f) {
   if (a.rate > 0) return a.D <= 64 ? f(Kernels<64, 2, true>()) : f(Kernels<128, 1, true>());
@@ -476,6 +488,7 @@ void with_kernels(const Attention& a, F&& f) {
   if (a.D <= 96) return f(Kernels<96, 1, false>());
   f(Kernels<128, 1, false>());
 }
+dim3 blocks_of(const Attention& a, int64_t T, int rows) { return dim3(unsigned(a.B * a.H * divide_up(T, rows))); }
 
 }  // namespace
 
@@ -500,13 +513,9 @@ void attention_forward_sm80(const Context& c, const Attention& a, Floats out, fl
   const Ends* ends = make_ends(c, a, workspace);
   if (fits_sm90(c, a) && attention_forward_sm90(c, a, out, lse, ends)) return;
   with_kernels(a, [&](auto kernels) {
-    using K = decltype(kernels);
-    constexpr int DP = K::kChannels, R = K::kR;
-    constexpr bool DROPS = K::kDrops;
-    using S = ForwardSizes<DP, R>;
-    const dim3 grid(unsigned(a.B * a.H * divide_up(a.Tq, S::kQueries)));
-    run_shared(c, ends ? attention_forward_kernel2<DP, R, true, DROPS> : attention_forward_kernel2<DP, R, false, DROPS>,
-               grid, kBlock, S::kBytes, a, ends, static_cast<bf16*>(out.data), lse);
+    using S = typename decltype(kernels)::Forward;
+    run_shared(c, kernels.forward(ends), blocks_of(a, a.Tq, S::kQueries), kBlock, S::kBytes, a, ends,
+               static_cast<bf16*>(out.data), lse);
   });
 }
 
@@ -516,21 +525,14 @@ void attention_backward_sm80(const Context& c, const Attention& a, const Gradien
   float* stats = static_cast<float*>(workspace);
   const Ends* ends = make_ends(c, a, static_cast<char*>(workspace) + stats_bytes(a));
   if (fits_sm90(c, a) && attention_backward_sm90(c, a, g, stats, ends)) return;
+  const bf16 *d_out = static_cast<const bf16*>(g.d_out.data), *result = static_cast<const bf16*>(g.out.data);
+  bf16 *d_q = static_cast<bf16*>(g.d_q.data), *d_kv = static_cast<bf16*>(g.d_kv.data);
   with_kernels(a, [&](auto kernels) {
-    using K = decltype(kernels);
-    constexpr int DP = K::kChannels, R = K::kR;
-    constexpr bool DROPS = K::kDrops;
-    using S = BackwardSizes<DP, R>;
-    const dim3 queries(unsigned(a.B * a.H * divide_up(a.Tq, S::kRows)));
-    const dim3 keys(unsigned(a.B * a.H * divide_up(a.Tk, S::kRows)));
-    const auto query_kernel = ends ? attention_backward_query_kernel2<DP, R, true, DROPS>
-                                   : attention_backward_query_kernel2<DP, R, false, DROPS>;
-    const auto key_kernel =
-        ends ? attention_backward_key_kernel2<DP, R, true, DROPS> : attention_backward_key_kernel2<DP, R, false, DROPS>;
-    run_shared(c, query_kernel, queries, kBlock, S::kBytes, a, ends, static_cast<const bf16*>(g.d_out.data),
-               static_cast<const bf16*>(g.out.data), g.lse, static_cast<bf16*>(g.d_q.data), stats);
-    run_shared(c, key_kernel, keys, kBlock, S::kBytes, a, ends, static_cast<const bf16*>(g.d_out.data), stats,
-               static_cast<bf16*>(g.d_kv.data));
+    using S = typename decltype(kernels)::Backward;
+    run_shared(c, kernels.backward_query(ends), blocks_of(a, a.Tq, S::kRows), kBlock, S::kBytes, a, ends, d_out, result,
+               g.lse, d_q, stats);
+    run_shared(c, kernels.backward_key(ends), blocks_of(a, a.Tk, S::kRows), kBlock, S::kBytes, a, ends, d_out, stats,
+               d_kv);
   });
 }
 
