@@ -3,6 +3,7 @@
 //   out = epilogue(op(a) · op(b) + bias) + residual;  every sum runs over the inner dimension in order
 #include "kernels.h"
 #include "matmul.cuh"
+#include "matmul_f32.h"
 #include "matmul_sm80.h"
 #include "matmul_sm90.h"
 
@@ -86,6 +87,7 @@ void multiply(const Context& c, const Product& p, void* workspace) {
     workspace = nullptr;  // its size was meant for that one
   }
   if (fits_sm80(c, p)) return multiply_sm80(c, p, workspace);
+  if (fits_f32(c, p)) return multiply_f32(c, p);
   multiply_plain(c, p);
 }
 size_t product_workspace(const Context& c, const Product& p) {
