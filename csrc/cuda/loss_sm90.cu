@@ -20,7 +20,7 @@ namespace tc::cuda {
 namespace {
 
 constexpr int kMostBlocks = 8;
-constexpr int kGoodBytes = 112 << 10, kMostBytes = 220 << 10;  // of a block's columns: two blocks an SM; one
+constexpr int kGoodBytes = 110 << 10, kMostBytes = 220 << 10;  // of a block's columns: two blocks an SM; one
 
 // Shared memory: barrier and scratch, the bits of a top-k teacher's ids, the columns.
 constexpr int kSums = 16, kTables = kSums + BlockTeam::kScratch * 8, kTable = kMostBlocks * kMostSums * 8;

@@ -41,7 +41,8 @@ const SM80 = [
   'attention_laws.test.js',
 ]
 const SM90 = SM80
-const CLUSTERS = ['loss.test.js', 'head_loss.test.js']
+// Those that use clusters.
+const CLUSTERS = ['loss.test.js', 'head_loss.test.js', 'head_top_k.test.js']
 
 for (const file of files)
   test(`${file} on emulated CUDA, whatever the order of threads`, { skip: noStandIn }, async () => {
