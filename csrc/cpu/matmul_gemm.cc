@@ -148,6 +148,13 @@ void finish_row(const Gemm& g, int64_t m, int64_t n, int64_t columns, float* sum
     store(g.out, g.out_type, at, sum, columns);
 }
 
+// Fetches out[m, n .. n + columns): finish_row() would wait for memory.
+void prefetch_row(const Gemm& g, int64_t m, int64_t n, int64_t columns) {
+  const int64_t size = int64_t(dtype_size(g.out_type));
+  const char* at = static_cast<const char*>(g.out) + (m * g.ldo + n) * size;
+  for (int64_t k = 0; k < columns * size; k += 64) __builtin_prefetch(at + k, 1);
+}
+
 // One pass: the packed rows [m0, m1) of A, steps [s0, s1).
 struct Pass {
   const Gemm& g;
@@ -202,6 +209,7 @@ struct Pass {
       for (int64_t r = r0; r < r1; r += p.kernel.mr) {
         const int64_t rows = std::min<int64_t>(p.kernel.mr, r1 - r);
         float* c = sums + (r - r0) * row_sums;
+        for (int64_t i = 0; last && i < rows; i++) prefetch_row(g, m0 + r + i, n, columns);
         for (int64_t j = 0; j < columns; j += p.kernel.nr)
           p.kernel.multiply(steps, packed_a(r, s - s0), b + j * steps, c + j, p.column_block, int(rows), s > 0);
         for (int64_t i = 0; last && i < rows; i++) finish_row(g, m0 + r + i, n, columns, c + i * p.column_block);

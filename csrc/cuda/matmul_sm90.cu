@@ -352,16 +352,7 @@ __global__ void __launch_bounds__(kBlock, 1) matmul_kernel2(const __grid_constan
 
 template <int BN, int TA, int TB, int MODE>
 void launch(const Context& c, const Maps& maps, const Plan& p) {
-  const auto kernel = matmul_kernel2<BN, TA, TB, MODE>;
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<BN>::kBytes);
-  if (allowed != cudaSuccess) return;  // cudaGetLastError() has it
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(p.blocks));
-  config.blockDim = dim3(kBlock);
-  config.dynamicSmemBytes = Ring<BN>::kBytes;
-  config.stream = c.stream;
-  cudaLaunchKernelEx(&config, kernel, maps, p);
+  run_shared(c, matmul_kernel2<BN, TA, TB, MODE>, dim3(unsigned(p.blocks)), kBlock, Ring<BN>::kBytes, maps, p);
 }
 template <int TA, int TB, int MODE>
 void launch(const Context& c, const Maps& maps, const Plan& p) {
