@@ -6,15 +6,16 @@ Head and losses together, so that no [R,V] tensor of student or teacher ever exi
   d_hidden = d_z·head;  d_head += d_zᵀ·hidden
 
 z is f32, or, where hidden and head are bf16, f16 and relative to the row's largest logit of the first 128 columns: no
-loss sees what all of a row is shifted by, and what is near the largest is rounded by at most 2^-9 then, less than the
+loss sees what all of a row is shifted by, and what is within 8 of it is rounded by at most 2^-9 then, less than the
 bf16 gradient is. Half the bytes are twice the rows of a chunk, and the heads and d_head are read half as often.
 
 Ignored rows are left out of the products: a chunk takes the next rows that count, gathered where they are apart. After
 Liger-Kernel's fused linear cross-entropy (Hsu et al. 2024, 2410.10989).
 
 Forward and backward of KL + CE, 1024 rows, V 50257, C 768, Ct 1024, AVX-512, processor time of one thread on a shared
-AMD EPYC (family 26, model 2), 2026-11: f32 2.1 s, bf16 1.2 s. That is what the four products alone take in chunks of 96
-rows (2.1 s, 1.2 s); the sweeps of loss_row.cc are 0.05 s of it, 2 % and 4 % of the products.
+AMD EPYC (family 26, model 2), 2026-11, with f32 logits: f32 2.1 s, bf16 1.2 s. That is what the four products alone take
+in chunks of 96 rows (2.1 s, 1.2 s); the sweeps of loss_row.cc are 0.05 s of it, 2 % and 4 % of the products. f16 logits
+made the bf16 one 1.26 times as fast; bench/ladder/head_loss.md has more.
 */
 #include <algorithm>
 #include <cstring>
