@@ -1,4 +1,5 @@
 // Running compiled test files on the emulator of Metal.
+import assert from 'node:assert/strict'
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { packageRoot } from '../../lib/native-loader.js'
@@ -16,4 +17,21 @@ export function runEmulated(file: string, env: Record<string, string> = {}): Pro
     { TRAIN_CORE_METAL: 'emulator', TRAIN_CORE_TEST_DEVICES: 'metal', TRAIN_CORE_TEST_QUICK: '1', ...env },
     file,
   )
+}
+
+/** Runs the op tests of a family. */
+export function runFamily(family: string, env: Record<string, string>): Promise<ChildRun> {
+  return runEmulated(path.join(import.meta.dirname, '../ops', `${family}.test.js`), env)
+}
+
+// All threads in order, backwards, and in a random order: the results must be the same, bit for bit.
+const SCHEDULES = ['forward', 'reverse', 'random:1']
+
+/** Runs the op tests of a family in all orders of threads; the digest of what they compared. */
+export async function digestOf(family: string, env: Record<string, string> = {}): Promise<string> {
+  const digests = new Set<string>()
+  for (const schedule of SCHEDULES)
+    digests.add((await runFamily(family, { TRAIN_CORE_METAL_SCHEDULE: schedule, ...env })).digest)
+  assert.equal(digests.size, 1, 'results depend on the order of threads')
+  return [...digests][0]!
 }

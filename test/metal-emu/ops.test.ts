@@ -6,28 +6,13 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { backends } from '../../lib/device.js'
 import { packageRoot } from '../../lib/native-loader.js'
-import type { ChildRun } from '../devices.js'
-import { emulatorReason, runEmulated } from './emulated.js'
+import { digestOf, emulatorReason, runFamily } from './emulated.js'
 
 const folder = path.join(import.meta.dirname, '../ops')
 const families = readdirSync(folder)
   .filter(file => file.endsWith('.test.js') && file !== 'targets.test.js')
   .map(file => file.replace('.test.js', ''))
 const reason = emulatorReason()
-
-// All threads in order, backwards, and in a random order: the results must be the same, bit for bit.
-const SCHEDULES = ['forward', 'reverse', 'random:1']
-
-const runFamily = (family: string, env: Record<string, string>): Promise<ChildRun> =>
-  runEmulated(path.join(folder, `${family}.test.js`), env)
-
-async function digestOf(family: string, env: Record<string, string> = {}): Promise<string> {
-  const digests = new Set<string>()
-  for (const schedule of SCHEDULES)
-    digests.add((await runFamily(family, { TRAIN_CORE_METAL_SCHEDULE: schedule, ...env })).digest)
-  assert.equal(digests.size, 1, 'results depend on the order of threads')
-  return [...digests][0]!
-}
 
 for (const family of families)
   test(`${family} on emulated Metal, whatever the order of threads`, { skip: reason }, async () => {
@@ -39,8 +24,8 @@ const OTHER = { TRAIN_CORE_METAL_LAYOUT: 'other' }
 
 for (const family of ['attention', 'attention_laws'])
   test(`${family} without simdgroup_matrix; with it, it leans on where elements lie`, { skip: reason }, async () => {
-    const plain = await digestOf(family, { TRAIN_CORE_METAL_PLAIN: '1' })
-    assert.notEqual(plain, (await runFamily(family, {})).digest, 'the same kernels')
+    const { digest } = await runFamily(family, { TRAIN_CORE_METAL_PLAIN: '1' }) // orders.slow.test.ts: in all orders
+    assert.notEqual(digest, (await runFamily(family, {})).digest, 'the same kernels')
     await assert.rejects(runFamily(family, OTHER), /: got \S+, want /)
   })
 
@@ -51,7 +36,7 @@ test('no other kernel leans on where the elements of a matrix lie', { skip: reas
       file.endsWith('.metal') &&
       /\b(elements|fragment_\w+|thread_elements)\(/.test(readFileSync(path.join(kernels, file), 'utf8')),
   )
-  assert.deepEqual(leaning, ['attention_simdgroup.metal', 'prelude.metal'])
+  assert.deepEqual(leaning, ['attention_simdgroup.metal', 'prelude.metal', 'probe.metal']) // the probe shows where they lie
   await runFamily('matmul', OTHER)
 })
 

@@ -26,7 +26,7 @@ after(() => rmSync(temporary, { recursive: true }))
 
 const product = `Tensor.from([1, 2, 3, 4], [2, 2]), Tensor.from([5, 6, 7, 8], [2, 2])`
 
-test('the tarball holds what runs and what builds, nothing else, in less than 8 MB', () => {
+test('the tarball holds what runs and what builds, nothing else, in less than 12 MB', () => {
   const allowed =
     /^(package\.json|README\.md|LICENSE|CMakeLists\.txt|csrc\/.*|scripts\/build-native\.mjs|prebuilds\/[\w-]+\/(train-core\.node|train_core_cuda\.so)|dist\/lib\/.*\.(js|d\.ts))$/
   assert.deepEqual(
@@ -46,7 +46,7 @@ test('the tarball holds what runs and what builds, nothing else, in less than 8 
     prebuiltName,
   ])
     assert.ok(files.includes(needed), needed)
-  assert.ok(statSync(tarball).size < 8e6, `${statSync(tarball).size} bytes`)
+  assert.ok(statSync(tarball).size < 12e6, `${statSync(tarball).size} bytes`)
 })
 
 test('installed without a compiler, it multiplies: import and require', async () => {
