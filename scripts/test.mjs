@@ -1,6 +1,6 @@
 // Everything that `npm test` does: set-up, lint, native tests under the sanitizers, then the node:test files.
 //   npm test                      all but the slow files (*.slow.test.ts)
-//   npm run test:all              the slow files too
+//   npm run test:all              the slow files too, and all of what others run a part of (TRAIN_CORE_TEST_ALL=1)
 //   npm test -- ops/loss data     only the test files whose path contains one of these words
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
@@ -11,6 +11,7 @@ import { setup } from './setup.mjs'
 
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)))
 const all = process.argv.includes('--all')
+if (all) process.env.TRAIN_CORE_TEST_ALL = '1'
 const words = process.argv.slice(2).filter(word => !word.startsWith('--'))
 const tap = path.join(os.tmpdir(), `train-core-${process.pid}.tap`)
 
