@@ -37,7 +37,7 @@ const RULES: readonly Rule[] = [
   { family: 'matmul', find: 'column < p.N && k < p.K', put: 'k < p.K' },
   { family: 'matmul', find: 'row + e / 8 < p.M && column', put: 'column' },
   { family: 'matmul', find: 'own_column = simdgroup % 2 * 32', put: 'own_column = simdgroup % 2 * 24' },
-  { family: 'matmul', find: '  threadgroup_barrier', put: '  if (tid < 64) threadgroup_barrier' },
+  { family: 'matmul', find: /^ {4}threadgroup_barrier/, put: '    if (tid < 64) threadgroup_barrier' },
   { family: 'embedding', find: 'token >= 0 && token < p.vocab', put: 'token >= 0' },
   { family: 'embedding', find: 'position >= 0 && position < p.positions', put: 'position >= 0' },
   { family: 'embedding', find: 'if (c >= p.columns || !first[r]) return;', put: 'if (c >= p.columns) return;' },
