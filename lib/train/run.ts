@@ -91,8 +91,8 @@ export async function distill(options: DistillOptions, hooks: TrainHooks = {}): 
     if (resolved.teacherCache !== undefined)
       return await distillFromCache(resolved, resolved.teacherCache, setup, hooks)
     const { device, precision, model: named } = setup
-    const copied = resolved.init === 'teacher-layers' && !named.folder // into the student: f32 as they are on disk
-    const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision, frozen: !copied })
+    const frozen = !copiesTeacher(named, resolved)
+    const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision, frozen })
     let student: GPT2 | undefined
     try {
       student = await makeStudent(named, resolved, setup, teacher)
@@ -104,6 +104,11 @@ export async function distill(options: DistillOptions, hooks: TrainHooks = {}): 
       teacher.free()
     }
   })
+}
+
+/** Whether the student starts from layers of the teacher, which must then have its weights in f32, as they are on disk. */
+function copiesTeacher(student: NamedModel, { init }: ResolvedDistill): boolean {
+  return init === 'teacher-layers' && !student.folder
 }
 
 /** The teacher runs only where the cache lacks windows; it is not in memory while the student trains. */
@@ -134,7 +139,7 @@ async function distillFromCache(
   })
   let student: GPT2 | undefined
   try {
-    const teacher = options.init === 'teacher-layers' && !named.folder ? await load(false) : null
+    const teacher = copiesTeacher(named, options) ? await load(false) : null
     student = await makeStudent(named, options, setup, teacher).finally(() => teacher?.free())
     const source = new BatchSource(data, { ...options, seqLen })
     await fillTeacherCache(cache, source, steps * gradAccum, () => load(true), student, hooks)
