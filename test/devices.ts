@@ -5,6 +5,9 @@ import { backends, type Device, device, setDefaultDevice } from '../lib/device.j
 import { type DType, type Precision, Tensor } from '../lib/tensor.js'
 import { digest } from './close.js'
 
+/** TRAIN_CORE_TEST_ALL=1 (`npm run test:all`): also what takes too long for every run. */
+export const all: boolean = process.env.TRAIN_CORE_TEST_ALL === '1'
+
 /** TRAIN_CORE_TEST_QUICK=1: only the first shapes of each list (see {@link someOf}). */
 export const quick: boolean = process.env.TRAIN_CORE_TEST_QUICK === '1'
 

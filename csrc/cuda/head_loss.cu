@@ -18,7 +18,12 @@ namespace tc::cuda {
 namespace {
 
 constexpr int64_t kLogits = int64_t(800) << 20;  // bytes of a chunk's logits and their gradient
-constexpr int64_t kMostRows = 2048, kRowStep = 64;
+#ifdef TC_CUDA_EMULATED
+constexpr int64_t kMostRows = 256;  // several chunks of few rows
+#else
+constexpr int64_t kMostRows = 2048;
+#endif
+constexpr int64_t kRowStep = 64;
 
 int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
 

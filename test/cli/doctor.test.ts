@@ -90,15 +90,10 @@ test('Metal can be turned off', async () => {
 })
 
 test('another layout of matrices is named', { skip: emulatorReason() }, async () => {
-  const hardware = async (env: Record<string, string>): Promise<string[]> => {
-    const { stdout } = await trainCore(['doctor', '--device', 'metal'], {
-      env: { TRAIN_CORE_METAL: 'emulator', ...env },
-    })
-    return stdout.split('\n').filter(line => /expect/.test(line))
-  }
-  const text = 'the elements of 8x8 matrices lie in other lanes than expected'
-  assert.deepEqual(await hardware({ TRAIN_CORE_METAL_LAYOUT: 'other' }), [text])
-  assert.deepEqual(await hardware({}), [])
+  const { stdout } = await trainCore(['doctor', '--device', 'metal'], {
+    env: { TRAIN_CORE_METAL: 'emulator', TRAIN_CORE_METAL_LAYOUT: 'other' },
+  })
+  assert.match(stdout, /^the elements of 8x8 matrices lie in other lanes than expected$/m)
 })
 
 test('metal, emulated: right where it has kernels, and the rest is named', { skip: emulatorReason() }, async () => {

@@ -10,6 +10,7 @@ import { device } from '../../lib/device.js'
 import { native } from '../../lib/native.js'
 import { packageRoot } from '../../lib/native-loader.js'
 import { NEW, run, Tensor } from '../../lib/tensor.js'
+import { all } from '../devices.js'
 import { type Ended, runCommand, runNode } from '../process/run-node.js'
 import { runEmulated } from './emulated.js'
 import { compileAs, objectsOf, run as runTool } from './rebuild.js'
@@ -20,7 +21,6 @@ const hostTest = path.join(release, 'train_core_metal_host_test')
 const skip = existsSync(stub)
   ? false
   : 'runtime_metal.mm is built on Linux only, where there are gobjc++ and libgnustep-base-dev'
-const all = process.env.TRAIN_CORE_TEST_ALL === '1'
 
 /** Lines of runtime_metal.mm, and what stands there instead. The first with every `npm test`, all with TRAIN_CORE_TEST_ALL=1. */
 const CHANGES: readonly (readonly [was: string, put?: string])[] = [

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import { packageRoot } from '../../lib/native-loader.js'
+import { all } from '../devices.js'
 import { emulatorReason, runEmulated } from './emulated.js'
 import { emulatorWith } from './rebuild.js'
 
@@ -66,7 +67,7 @@ const RULES: readonly Rule[] = [
   { family: 'attention_simdgroup', find: 'int(q0)) continue', put: 'int(q0) + 1) continue' },
   { family: 'attention_simdgroup', find: 'key <= at && key', put: 'key <= at + 1 && key' },
   { family: 'attention_simdgroup', find: '&& key < keys', put: '' },
-  { family: 'attention_simdgroup', find: 'at < until[key]', put: 'at <= until[key]', quick: 'mask' },
+  { family: 'attention_simdgroup', find: 'at < until[key]', put: 'at <= until[key]' },
   { family: 'attention_simdgroup', find: 'e[i] == LOWEST ? 0.0f :', put: '' },
   { family: 'attention_simdgroup', find: 'elements(acc[d]) *= fade', put: '' },
   { family: 'attention_simdgroup', find: 'if (i >= p.q_time) return;', put: '' },
@@ -148,7 +149,6 @@ async function findingOf(m: Mutant): Promise<string> {
   }
 }
 
-const all = process.env.TRAIN_CORE_TEST_ALL === '1'
 const families = readdirSync(kernels)
   .filter(name => name.endsWith('.metal') && name !== 'prelude.metal')
   .map(name => path.basename(name, '.metal'))

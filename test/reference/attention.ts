@@ -25,29 +25,35 @@ export interface AttentionShape {
 
 /** The keys that query i of batch b sees. */
 export function visibleKeys({ Tq, Tk, past = Tk - Tq, until }: AttentionShape, b: number, i: number): number[] {
-  return [...Array(Tk).keys()].filter(j => j <= past + i && (!until || past + i < until[b * Tk + j]!))
+  const seen: number[] = []
+  for (let j = 0; j < Tk && j <= past + i; j++) if (!until || past + i < until[b * Tk + j]!) seen.push(j)
+  return seen
 }
 
-function dot(a: Values, b: Values, round: Round): number {
+/** The product of D elements of a from x on with those of b from y on. */
+function dot(D: number, a: Values, x: number, b: Values, y: number, round: Round): number {
   let sum = 0
-  for (let d = 0; d < a.length; d++) sum = round(sum + round(a[d]! * b[d]!))
+  for (let d = 0; d < D; d++) sum = round(sum + round(a[x + d]! * b[y + d]!))
   return sum
 }
 
-/** f(b, bh, i, its visible keys, slice) for each query and head; slice(x, T, t): the D channels of the head at position t of x. */
+/** out[x + d] += factor b[y + d] for D elements. */
+function addScaled(D: number, out: Values, x: number, factor: number, b: Values, y: number, round: Round): void {
+  for (let d = 0; d < D; d++) out[x + d] = round(out[x + d]! + round(factor * b[y + d]!))
+}
+
+/** f(bh, i, its visible keys, where the head's D channels of query i begin, and those of key j) for each query and head. */
 function forQueries(
   s: AttentionShape,
-  f: (bh: number, i: number, keys: number[], slice: (x: Values, T: number, t: number) => Values) => void,
+  f: (bh: number, i: number, keys: number[], query: number, key: (j: number) => number) => void,
 ): void {
   const C = s.H * s.D
-  for (let bh = 0; bh < s.B * s.H; bh++) {
-    const [b, h] = [Math.floor(bh / s.H), bh % s.H]
-    const slice = (x: Values, T: number, t: number): Values => {
-      const at = (b * T + t) * C + h * s.D
-      return x.subarray(at, at + s.D)
+  for (let b = 0; b < s.B; b++)
+    for (let i = 0; i < s.Tq; i++) {
+      const keys = visibleKeys(s, b, i)
+      for (let h = 0; h < s.H; h++)
+        f(b * s.H + h, i, keys, (b * s.Tq + i) * C + h * s.D, j => (b * s.Tk + j) * C + h * s.D)
     }
-    for (let i = 0; i < s.Tq; i++) f(bh, i, visibleKeys(s, b, i), slice)
-  }
 }
 
 /** out [B,Tq,C], lse [B,H,Tq]. */
@@ -57,23 +63,28 @@ export function attentionForward(
   round: Round = exact,
   store: Round = exact,
 ): { out: Float64Array; lse: Float64Array } {
-  const { Tq, Tk, scale = 1 / Math.sqrt(s.D), keep = () => 1 } = s
+  const { D, Tq, Tk, keep } = s
+  const scale = round(s.scale ?? 1 / Math.sqrt(D))
   const out = new Float64Array(q.length)
   const lse = new Float64Array(s.B * s.H * Tq).fill(Number.NEGATIVE_INFINITY)
-  forQueries(s, (bh, i, keys, slice) => {
+  const p = new Float64Array(Tk)
+  forQueries(s, (bh, i, keys, query, key) => {
     if (!keys.length) return
-    const scores = keys.map(j => round(round(scale) * dot(slice(q, Tq, i), slice(k, Tk, j), round)))
-    const max = Math.max(...scores)
-    const p = scores.map(x => round(Math.exp(round(x - max))))
-    const sum = p.reduce((total, x) => round(total + x), 0)
-    const row = slice(out, Tq, i)
-    keys.forEach((j, n) => {
-      const weight = store(round(p[n]! * round(keep(bh, i, j))))
-      slice(v, Tk, j).forEach((x, d) => {
-        row[d] = round(row[d]! + round(weight * x))
-      })
-    })
-    for (let d = 0; d < s.D; d++) row[d] = round(row[d]! / sum)
+    let max = Number.NEGATIVE_INFINITY
+    for (const j of keys) {
+      p[j] = round(scale * dot(D, q, query, k, key(j), round))
+      max = Math.max(max, p[j]!)
+    }
+    let sum = 0
+    for (const j of keys) {
+      p[j] = round(Math.exp(round(p[j]! - max)))
+      sum = round(sum + p[j]!)
+    }
+    for (const j of keys) {
+      const weight = store(keep ? round(p[j]! * round(keep(bh, i, j))) : p[j]!)
+      addScaled(D, out, query, weight, v, key(j), round)
+    }
+    for (let d = query; d < query + D; d++) out[d] = round(out[d]! / sum)
     lse[bh * Tq + i] = round(max + round(Math.log(sum)))
   })
   return { out, lse }
@@ -88,26 +99,24 @@ export function attentionBackward(
   store: Round = exact,
 ): { dQ: Float64Array; dK: Float64Array; dV: Float64Array } {
   const [q, k, v] = inputs
-  const { Tq, Tk, scale = 1 / Math.sqrt(s.D), keep = () => 1, storeOut = exact } = s
+  const { D, Tq, keep, storeOut = exact } = s
+  const scale = round(s.scale ?? 1 / Math.sqrt(D))
   const { out, lse } = attentionForward(inputs, s, round, store)
-  const result = { dQ: new Float64Array(q.length), dK: new Float64Array(k.length), dV: new Float64Array(v.length) }
-  forQueries(s, (bh, i, keys, slice) => {
-    const [query, d] = [slice(q, Tq, i), slice(dOut, Tq, i)]
-    const delta = dot(d, slice(out, Tq, i).map(storeOut), round)
+  const stored = out.map(storeOut)
+  const [dQ, dK, dV] = [new Float64Array(q.length), new Float64Array(k.length), new Float64Array(v.length)]
+  forQueries(s, (bh, i, keys, query, key) => {
+    const delta = dot(D, dOut, query, stored, query, round)
     for (const j of keys) {
-      const score = round(round(scale) * dot(query, slice(k, Tk, j), round))
+      const at = key(j)
+      const score = round(scale * dot(D, q, query, k, at, round))
       const p = round(Math.exp(round(score - lse[bh * Tq + i]!)))
-      const kept = round(keep(bh, i, j))
-      const weight = store(round(p * kept))
-      const dS = store(round(p * round(round(kept * dot(d, slice(v, Tk, j), round)) - delta)))
-      const [dQ, dK, dV] = [slice(result.dQ, Tq, i), slice(result.dK, Tk, j), slice(result.dV, Tk, j)]
-      for (let c = 0; c < s.D; c++) {
-        dQ[c] = round(dQ[c]! + round(dS * slice(k, Tk, j)[c]!))
-        dK[c] = round(dK[c]! + round(dS * query[c]!))
-        dV[c] = round(dV[c]! + round(weight * d[c]!))
-      }
+      const kept = keep ? round(keep(bh, i, j)) : 1
+      const dS = store(round(p * round(round(kept * dot(D, dOut, query, v, at, round)) - delta)))
+      addScaled(D, dQ, query, dS, k, at, round)
+      addScaled(D, dK, at, dS, q, query, round)
+      addScaled(D, dV, at, store(round(p * kept)), dOut, query, round)
     }
   })
-  for (const x of [result.dQ, result.dK]) for (let c = 0; c < x.length; c++) x[c] = round(round(scale) * x[c]!)
-  return result
+  for (const x of [dQ, dK]) for (let c = 0; c < x.length; c++) x[c] = round(scale * x[c]!)
+  return { dQ, dK, dV }
 }
