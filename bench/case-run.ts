@@ -27,7 +27,7 @@ async function checkCall(live: LiveCase): Promise<void> {
   })
 }
 
-export function readyOp(spec: CallSpec, device: Device, cacheBytes: number): Ready {
+export function readyOp(spec: CallSpec, device: Device, cacheBytes: number): Ready & { free(): void } {
   const live = new LiveCase(spec, device, cacheBytes)
   return {
     sets: live.sets.length,
@@ -37,5 +37,6 @@ export function readyOp(spec: CallSpec, device: Device, cacheBytes: number): Rea
       await device.sync()
     },
     check: () => checkCall(live),
+    free: () => live.free(),
   }
 }

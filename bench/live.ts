@@ -136,6 +136,10 @@ export class LiveCase {
     this.spareBytes = ((device.info().live - before) * (count - 1)) / count
   }
 
+  free(): void {
+    for (const { inputs, given } of this.sets) for (const t of new Set([...inputs, ...given])) t?.free()
+  }
+
   /** Queues one call on the next set. */
   queue(): void {
     const { op, inputs, outputs, scalars } = this.sets[this.#next]

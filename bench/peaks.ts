@@ -36,7 +36,12 @@ const SWEEPS: readonly { call: CallSpec; bytes: number }[] = [
 ]
 
 async function fastest(call: CallSpec, device: Device, cacheBytes: number, options: MeasureOptions): Promise<number> {
-  return Math.min(...(await measure(readyOp(call, device, cacheBytes), options)))
+  const ready = readyOp(call, device, cacheBytes)
+  try {
+    return Math.min(...(await measure(ready, options)))
+  } finally {
+    ready.free()
+  }
 }
 
 /** Measures the ceilings; a ceiling is the fastest sample, not the median. */

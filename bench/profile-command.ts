@@ -2,7 +2,7 @@
 import { writeFileSync } from 'node:fs'
 import { performance } from 'node:perf_hooks'
 import { device as openDevice } from '../lib/device.js'
-import { stepCost } from './cases-step.js'
+import { configOf, stepCost } from './cases-step.js'
 import { cacheBytes, type Fingerprint, fingerprint } from './machine.js'
 import type { ProfileOptions } from './options.js'
 import { measurePeaks } from './peaks.js'
@@ -48,6 +48,7 @@ export async function profileStep(
   peaks?: Peaks,
 ): Promise<{ profile: Profile; launches: Launch[] }> {
   const { model, teacher, batchSize: B, seqLen: T, precision } = options
+  for (const name of [model, teacher]) if (name) configOf(name) // a wrong name is said before anything is measured
   const device = openDevice(options.device, { threads: options.threads || undefined })
   const ceilings =
     peaks ?? (await measurePeaks(device, cacheBytes(device), [precision], { maxTime: 0.5, minSamples: 5 }))
