@@ -159,6 +159,7 @@ napi_value device_info(napi_env env, Context& c, napi_value* a, size_t) {
   set(env, object, "name", text(env, open.device->name()));
   set(env, object, "description", text(env, open.device->describe()));
   set(env, object, "isa", text(env, cpu::target_name(cpu::target())));
+  set(env, object, "isas", text(env, cpu::available_targets()));
   set(env, object, "threads", number(env, open.device->threads()));
   set(env, object, "live", number(env, double(open.arena->live())));
   set(env, object, "peak", number(env, double(open.arena->peak())));

@@ -40,6 +40,8 @@ export interface DeviceInfo {
   readonly description: string
   /** CPU instruction set in use: scalar, avx2, avx512, avx512bf16, amx or neon */
   readonly isa: string
+  /** those that this processor and build have (TRAIN_CORE_ISA picks one), separated by ", " */
+  readonly isas: string
   readonly threads: number
   /** bytes of live tensors and recordings; its highest value since {@link resetPeak} */
   readonly live: number

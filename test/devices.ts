@@ -101,11 +101,10 @@ export interface ChildRun {
   output: string
 }
 
-/** The CPU targets below this process's own. */
-export function lowerTargets(): string[] {
-  const best = device('cpu').info().isa
-  const order = ['scalar', 'avx2', 'avx512', 'avx512bf16', 'amx']
-  return best === 'neon' ? ['scalar'] : order.slice(0, order.indexOf(best))
+/** The CPU targets that this machine has beside this process's own. */
+export function otherTargets(): string[] {
+  const { isa, isas } = device('cpu').info()
+  return isas.split(', ').filter(name => name !== isa)
 }
 
 /**

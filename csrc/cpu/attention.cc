@@ -28,7 +28,7 @@ constexpr int64_t kFewHeads = 32;  // of all batches together: with fewer, the k
 const AttentionKernels& kernels_of(DType dtype) {
   const bool bf16 = dtype == DType::bf16;
 #ifdef TC_HAVE_AVX512BF16
-  if (bf16 && target_at_least(Isa::avx512bf16)) return attention_avx512bf16;
+  if (bf16 && target() == Isa::avx512bf16) return attention_avx512bf16;
 #endif
 #ifdef TC_HAVE_AVX512
   if (target_at_least(Isa::avx512)) return attention_avx512[bf16];

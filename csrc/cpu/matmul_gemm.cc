@@ -58,10 +58,10 @@ int64_t balanced(int64_t n, int64_t most, int64_t unit) {
 const MatmulKernel& choose_kernel(const Gemm& g) {
   if (g.kernel) return *g.kernel;
 #if defined(TC_HAVE_AMX)
-  if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target_at_least(Isa::amx)) return matmul_amx;
+  if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target() == Isa::amx) return matmul_amx;
 #endif
 #if defined(TC_HAVE_AVX512BF16)
-  if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target_at_least(Isa::avx512bf16)) return matmul_avx512bf16;
+  if (g.a_type == DType::bf16 && g.b_type == DType::bf16 && target() == Isa::avx512bf16) return matmul_avx512bf16;
 #endif
 #if defined(TC_HAVE_AVX512)
   if (target_at_least(Isa::avx512)) return matmul_avx512;

@@ -1,20 +1,31 @@
-// Every op's tests again, each in processes of its own: under every lower CPU target that this machine has, and with one thread and with
+// Every op's tests again, each in processes of its own: under every other CPU target that this machine has, and with one thread and with
 // two, whose results must agree bit for bit. A run counts only when its tests really ran on the target that was asked for.
 import assert from 'node:assert/strict'
 import { readdirSync } from 'node:fs'
+import os from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { device } from '../../lib/device.js'
-import { inChild, lowerTargets } from '../devices.js'
+import { inChild, otherTargets } from '../devices.js'
 
 const here = fileURLToPath(import.meta.url)
 const folder = path.dirname(here)
 const files = readdirSync(folder).filter(name => name.endsWith('.test.js') && name !== path.basename(here))
 const QUICK = { TRAIN_CORE_TEST_QUICK: '1' }
-const best = device('cpu').info().isa
+const { isa: best, isas } = device('cpu').info()
 
 test('there are tests to rerun', () => assert.ok(files.length >= 4, `found ${files.join(', ')}`))
+
+const reason =
+  process.env.TRAIN_CORE_ISA !== undefined || !isas.includes('avx512bf16')
+    ? 'no choice between AVX-512 and its bf16'
+    : false
+
+test('products of pairs of bf16 are taken where they are faster than FMA', { skip: reason }, () => {
+  const intel = os.cpus()[0]!.model.includes('Intel')
+  assert.equal(best, isas.includes('amx') ? 'amx' : intel ? 'avx512' : 'avx512bf16')
+})
 
 for (const file of files) {
   const full = path.join(folder, file)
@@ -25,7 +36,7 @@ for (const file of files) {
     assert.equal(one.isa, best)
     assert.equal(one.digest, two.digest, `${file}: results depend on the number of threads`)
   })
-  for (const isa of lowerTargets())
+  for (const isa of otherTargets())
     test(`${file} on ${isa}`, async () => {
       const ran = await inChild({ ...QUICK, TRAIN_CORE_ISA: isa, TRAIN_CORE_THREADS: '2' }, full)
       assert.equal(ran.isa, isa, `asked for ${isa}`)
