@@ -105,6 +105,7 @@ function liveCall(spec: CallSpec, device: Device): LiveCall {
     spec.inputs.forEach((one, k) => {
       if (one && 'made' in one) inputs[k] = results[one.made]
     })
+    for (const result of results) if (result && !inputs.includes(result)) result.free()
   }
   const given = spec.outputs.map(out => (typeof out === 'string' ? null : make(out, device)))
   const outputs = spec.outputs.map((out, k): Output => (out === 'new' ? NEW : out === 'skip' ? SKIP : given[k]!))

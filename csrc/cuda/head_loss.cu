@@ -1,13 +1,16 @@
 /*
 Head and losses together, so that no [R,V] tensor of student or teacher ever exists.
 
-  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ in f32; the losses and d_z (loss.cu);
+  per chunk of rows: z_s = hidden·headᵀ, z_t = teacher_hidden·teacher_headᵀ; the losses and d_z (loss.cu);
   d_hidden = d_z·head; d_head += d_zᵀ·hidden
+Logits of bf16 operands are kept in f16, each row's less the largest of its first 128 (the losses do not change by a
+constant of a row): within 2^-11 of how far they lie from it, where bf16 has 2^-8 of themselves; d_z takes their place.
+So a chunk's rows take 4 bytes a column with a teacher, not 10, and the loss kernels move as much less. Others are f32.
 Ignored rows are left out: where there may be some, the rows that count are first listed, then gathered chunk by chunk.
 How many they are only the device knows, so chunks behind them run empty. After Liger-Kernel's fused linear
 cross-entropy (Hsu et al. 2024, 2410.10989).
 Ladder: kernel1 lists the rows with one block and moves 2 bytes at a time; kernel2 lists 1,024 rows a block and moves
-16 bytes. Not run on a GPU.
+16 bytes. Not run on a GPU; nor has it been measured what f16 logits win.
 */
 #include "kernels.h"
 #include "loss.cuh"
@@ -24,6 +27,7 @@ constexpr int64_t kMostRows = 256;  // several chunks of few rows
 constexpr int64_t kMostRows = 2048;
 #endif
 constexpr int64_t kRowStep = 64;
+constexpr int64_t kShiftColumns = 128;  // whose largest logit a row of f16 logits is relative to
 
 int64_t rows_of(const View& v) { return v.size() ? v.rows() : 0; }
 
@@ -108,23 +112,41 @@ void move_rows(const Context& c, char* to, const char* from, const int32_t* rows
     run(c, move_rows_kernel2<gather>, dim3(unsigned(divide_up(n, kWarps))), kThreads, to, from, rows, count, n, bytes);
 }
 
+// shift[k] = the largest of first[k], kShiftColumns or fewer columns; 0 where that is not finite. A warp a row.
+__global__ void row_shifts_kernel1(float* shift, const float* first, RowCount count, int64_t n, int64_t columns) {
+  const int64_t k = blockIdx.x * int64_t(kWarps) + warp();
+  if (k >= n) return;
+  float high = -INFINITY;
+  if (k < count.of(n))
+    for (int64_t v = lane(); v < columns; v += 32) high = larger(high, first[k * kShiftColumns + v]);
+  high = warp_join(high, Larger());
+  if (lane() == 0) shift[k] = isfinite(high) ? high : 0;
+}
+
+bool all_bf16(const Args& x, bool teacher) {
+  for (const int k : {0, 1, 4, 5})
+    if ((k < 2 || teacher) && x.in[k].dtype != DType::bf16) return false;
+  return true;
+}
+
 // Sizes of one call, and where its workspace's parts begin.
 struct Plan {
   const LossSettings settings;
-  bool teacher, listed, d_is_bf16;
-  int64_t R, C, Ct, stride, chunk;  // floats from one row of logits to the next; rows of a chunk
-  size_t rows, total, blocks, z, z_t, d, hidden, t_hidden, d_hidden, bytes = 0;
+  bool teacher, listed, d_is_bf16, halves;
+  int64_t R, C, Ct, stride, chunk;  // elements from one row of logits to the next; rows of a chunk
+  size_t rows, total, blocks, z, z_t, d, hidden, t_hidden, d_hidden, first, shift, bytes = 0;
 
-  explicit Plan(const Args& x, bool backward)
+  Plan(const Args& x, const Context& c, bool backward)
       : settings(x),
         teacher(settings.full_teacher()),
         listed(x.has(2) || x.has(3)),
         d_is_bf16(backward && x.in[0].dtype == DType::bf16),
+        halves(all_bf16(x, teacher) && takes_halves(c, settings)),
         R(rows_of(x.in[0])),
         C(x.in[0].last()),
         Ct(teacher ? x.in[4].last() : 0),
         stride(round_up(settings.vocab, 64)) {
-    const int64_t row_bytes = stride * (4 + (teacher ? 4 : 0) + (d_is_bf16 ? 2 : 0));
+    const int64_t size = halves ? 2 : 4, row_bytes = stride * (size * (1 + teacher) + (d_is_bf16 && !halves ? 2 : 0));
     chunk = kLogits / row_bytes / kRowStep * kRowStep;
     if (chunk < kRowStep) chunk = kRowStep;
     if (chunk > kMostRows) chunk = kMostRows;
@@ -132,12 +154,14 @@ struct Plan {
     rows = take(listed ? R * 4 : 0);
     total = take(4);
     blocks = take(divide_up(R, kListed) * 4);
-    z = take(chunk * stride * 4);
-    z_t = take(teacher ? chunk * stride * 4 : 0);
-    d = d_is_bf16 ? take(chunk * stride * 2) : z;
+    z = take(chunk * stride * size);
+    z_t = take(teacher ? chunk * stride * size : 0);
+    d = d_is_bf16 && !halves ? take(chunk * stride * 2) : z;
     hidden = take(listed ? chunk * C * int64_t(dtype_size(x.in[0].dtype)) : 0);
     t_hidden = take(listed ? chunk * Ct * int64_t(dtype_size(x.in[4].dtype)) : 0);
     d_hidden = take(listed && backward ? chunk * C * int64_t(dtype_size(x.in[0].dtype)) : 0);
+    first = take(halves ? chunk * kShiftColumns * 4 : 0);
+    shift = take(halves ? chunk * 4 : 0);
   }
   size_t take(int64_t size) {
     const size_t begin = bytes;
@@ -176,6 +200,17 @@ struct HeadLoss {
     p.lda = p.ldb = p.K, p.ldo = plan.stride;
     p.trans_b = true;
     p.rows = count(begin);
+    if (plan.halves) {
+      Product few = p;
+      few.N = p.N < kShiftColumns ? p.N : kShiftColumns;
+      few.out = {space(plan.first), false}, few.ldo = kShiftColumns;
+      multiply(c, few);
+      float* shift = reinterpret_cast<float*>(space(plan.shift));
+      run(c, row_shifts_kernel1, dim3(unsigned(divide_up(n, kWarps))), kThreads, shift,
+          static_cast<const float*>(few.out.data), p.rows, n, few.N);
+      p.out.is_bf16 = true;  // of its size
+      p.shift = shift;
+    }
     multiply(c, p);
     return p.out;
   }
@@ -204,6 +239,7 @@ struct HeadLoss {
     const Floats hidden = chunk_of(x.in[0], plan.hidden, begin, n);
     LossRows rows{plan.settings, in, logits(hidden, x.in[1], plan.z, begin, n)};
     if (plan.teacher) rows.teacher = logits(chunk_of(x.in[4], plan.t_hidden, begin, n), x.in[5], plan.z_t, begin, n);
+    rows.halves = plan.halves;
     rows.student_stride = rows.teacher_stride = rows.d_stride = plan.stride;
     rows.d_columns = plan.settings.vocab;
     if (d_hidden.data) rows.d = {space(plan.d), plan.d_is_bf16};
@@ -248,13 +284,13 @@ const View kAbsent;
 
 }  // namespace
 
-size_t head_loss_forward_workspace(const Args& x, const Context&) { return Plan(x, false).bytes; }
-size_t head_loss_backward_workspace(const Args& x, const Context&) { return Plan(x, true).bytes; }
+size_t head_loss_forward_workspace(const Args& x, const Context& c) { return Plan(x, c, false).bytes; }
+size_t head_loss_backward_workspace(const Args& x, const Context& c) { return Plan(x, c, true).bytes; }
 void head_loss_forward(const Args& x, const Context& c) {
-  HeadLoss{x, c, Plan(x, false), loss_inputs(x, 2, kAbsent), kAbsent, kAbsent, x.out[0]}.run_all();
+  HeadLoss{x, c, Plan(x, c, false), loss_inputs(x, 2, kAbsent), kAbsent, kAbsent, x.out[0]}.run_all();
 }
 void head_loss_backward(const Args& x, const Context& c) {
-  HeadLoss{x, c, Plan(x, true), loss_inputs(x, 2, x.in[7]), x.out[0], x.out[1], x.out[2]}.run_all();
+  HeadLoss{x, c, Plan(x, c, true), loss_inputs(x, 2, x.in[7]), x.out[0], x.out[1], x.out[2]}.run_all();
 }
 
 }  // namespace tc::cuda

@@ -33,14 +33,17 @@ struct LossRows {
   LossSettings settings;
   LossInputs in;
   Floats student = {}, teacher = {};  // [n, stride]; teacher.data null: none
+  bool halves = false;                // both are Half: only where takes_halves()
   int64_t student_stride = 0, teacher_stride = 0;
-  Floats d = {};  // [n, d_stride] gradient of the student's logits, or null; may be the student's memory, of its type
+  Floats d =
+      {};  // [n, d_stride] gradient of the student's logits, or null; may be the student's memory, if of its size
   int64_t d_stride = 0, d_columns = 0;  // columns from vocab to d_columns become 0
   float* parts = nullptr;               // [R,4] or null
   const int32_t* rows = nullptr;        // [n]: which row of the inputs and of parts each one is; null: its own number
   RowCount count = {};                  // rows behind it are not looked at
 };
 void loss_rows(const Context& c, const LossRows& rows, int64_t n);
+bool takes_halves(const Context& c, const LossSettings& settings);
 // The faster kernels of loss_online.cu and loss_sm90.cu: false where they don't take these rows.
 bool loss_rows_online(const Context& c, const LossRows& rows, int64_t n);
 bool loss_rows_sm90(const Context& c, const LossRows& rows, int64_t n);

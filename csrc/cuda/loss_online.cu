@@ -142,10 +142,16 @@ void launch(const Context& c, const LossRows& rows, int64_t n, Terms terms) {
 
 }  // namespace
 
+bool takes_halves(const Context& c, const LossSettings& settings) {
+  return !c.plain && (terms_of(settings) != Terms::top_k || takes_top_k(settings));
+}
+
 bool loss_rows_online(const Context& c, const LossRows& rows, int64_t n) {
   const Terms terms = terms_of(rows.settings);
   if (terms == Terms::top_k && !takes_top_k(rows.settings)) return false;
-  if (rows.student.is_bf16)
+  if (rows.halves)
+    launch<Half, Half>(c, rows, n, terms);
+  else if (rows.student.is_bf16)
     rows.teacher.is_bf16 || !rows.teacher.data ? launch<bf16, bf16>(c, rows, n, terms)
                                                : launch<bf16, float>(c, rows, n, terms);
   else

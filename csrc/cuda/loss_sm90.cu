@@ -219,6 +219,7 @@ bool launch(const Context& c, const LossRows& rows, int64_t n) {
 bool loss_rows_sm90(const Context& c, const LossRows& rows, int64_t n) {
   if (c.capability != 90 || (rows.teacher.data && rows.teacher.is_bf16 != rows.student.is_bf16)) return false;
   if (n * kMostBlocks > INT32_MAX) return false;
+  if (rows.halves) return launch<Half>(c, rows, n);
   return rows.student.is_bf16 ? launch<bf16>(c, rows, n) : launch<float>(c, rows, n);
 }
 

@@ -1,7 +1,7 @@
 // The matrix product that the other families use too.
 #pragma once
-#include "common.cuh"
 #include "math.cuh"
+#include "pack.cuh"
 
 namespace tc::cuda {
 
@@ -24,7 +24,8 @@ struct RowCount {
   }
 };
 
-// out[M,N] = epilogue(op(a)[M,K] · op(b)[K,N] + bias) + residual (+ out where accumulate), f32 sums.
+// out[M,N] = epilogue(op(a)[M,K] · op(b)[K,N] + bias) + residual (+ out where accumulate), f32 sums; or, with a shift,
+// out = op(a) · op(b) - shift as Half, and none of the others.
 struct Product {
   int64_t M = 0, N = 0, K = 0;
   Floats a = {};    // [M,K] with row stride lda, or [K,M] when trans_a
@@ -33,12 +34,13 @@ struct Product {
   int64_t lda = 0, ldb = 0, ldo = 0;
   bool trans_a = false, trans_b = false, accumulate = false;
   Epilogue epilogue = Epilogue::none;
-  Floats bias = {};      // [N]
-  Floats residual = {};  // [M,N], row stride N
-  Floats pre = {};       // [M,N], row stride N: the pre-activation of gelu_backward
-  Floats pre_out = {};   // [M,N], row stride N: where gelu keeps its pre-activation
-  RowCount rows = {};    // of out: those behind are not computed
-  RowCount steps = {};   // of the inner dimension
+  Floats bias = {};              // [N]
+  Floats residual = {};          // [M,N], row stride N
+  Floats pre = {};               // [M,N], row stride N: the pre-activation of gelu_backward
+  Floats pre_out = {};           // [M,N], row stride N: where gelu keeps its pre-activation
+  const float* shift = nullptr;  // [M]
+  RowCount rows = {};            // of out: those behind are not computed
+  RowCount steps = {};           // of the inner dimension
 };
 // workspace: product_workspace() bytes, or null, which may be slower.
 void multiply(const Context& c, const Product& p, void* workspace = nullptr);
@@ -50,6 +52,7 @@ void add_splits(const Context& c, const Product& p, const void* partial, int spl
 // One element of out from its sum.
 __device__ inline void finish_one(const Product& p, int64_t m, int64_t n, float sum) {
   const int64_t dense = m * p.N + n, at = m * p.ldo + n;
+  if (p.shift) return from_float(static_cast<Half*>(p.out.data)[at], sum - p.shift[m]);
   if (p.bias.data) sum += p.bias[n];
   if (p.pre_out.data) p.pre_out.set(dense, sum);
   if (p.epilogue == Epilogue::gelu) sum = gelu_of(sum);

@@ -132,6 +132,11 @@ __device__ __forceinline__ void finish_8(const Product& p, bool wide, int64_t m,
     return;
   }
   const int64_t dense = m * p.N + n, at = m * p.ldo + n;
+  if (p.shift) {
+#pragma unroll
+    for (int k = 0; k < 8; k++) sums[k] -= p.shift[m];
+    return store(static_cast<Half*>(p.out.data) + at, sums, true);
+  }
   const auto add = [&](const Floats& x, int64_t from) {
     float more[8];
     read_8(more, x, from);
@@ -247,7 +252,7 @@ Plan make_plan(const Context& c, const Product& p, bool may_split) {
   plan.slab = p.M * p.N;
   return plan;
 }
-bool may_split(const Product& p) { return !p.rows.total && !p.steps.total; }
+bool may_split(const Product& p) { return !p.shift && !p.rows.total && !p.steps.total; }
 
 template <int ROWS>
 void launch(const Context& c, const Product& p, const Plan& plan) {

@@ -35,7 +35,7 @@ constexpr int kStaging = kConsumers * 4 * 2 * kBox;
 constexpr int kBarriers = 256;
 constexpr int kShared = 232448;  // 227 KiB a block
 
-enum Mode { kBf16, kBias, kBiasGelu, kBiasResidual, kSlope, kF32, kF32Add };
+enum Mode { kBf16, kHalf, kBias, kBiasGelu, kBiasResidual, kSlope, kF32, kF32Add };
 __host__ __device__ constexpr bool reads_extra(int mode) { return mode == kBiasResidual || mode == kSlope; }
 __host__ __device__ constexpr bool may_have_bias(int mode) { return mode >= kBias && mode <= kBiasResidual; }
 __host__ __device__ constexpr bool is_f32(int mode) { return mode >= kF32; }
@@ -58,6 +58,7 @@ struct Plan {
   int splits, blocks;
   int64_t slab_rows;  // of one split's partial sums
   const bf16* bias;
+  const float* shift;
   bool stores_pre;
 };
 
@@ -192,15 +193,23 @@ __device__ inline void with_bias(float (&v)[8], const float (&sums)[BN / 2], con
     }
   }
 }
+template <int MODE>
 __device__ inline void pack(uint32_t (&to)[4], const float (&v)[8]) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) to[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; i++)
+    to[i] = MODE == kHalf ? pack_f16(v[2 * i], v[2 * i + 1]) : pack_bf16(v[2 * i], v[2 * i + 1]);
 }
 
-// bf16 out, 64 columns at a time.
+// 16 bits out, 64 columns at a time.
 template <int BN, int MODE>
-__device__ void finish_bf16(const Maps& maps, const Plan& p, Staging& s, const float (&sums)[BN / 2],
-                            const uint32_t* bias, int m, int n) {
+__device__ void finish_16(const Maps& maps, const Plan& p, Staging& s, const float (&sums)[BN / 2],
+                          const uint32_t* bias, int m, int n) {
+  float shift[2] = {};  // of this lane's two rows
+  if (MODE == kHalf) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (const int row = m + (lane() >> 2) + 8 * i; row < p.M) shift[i] = p.shift[row];
+  }
 #pragma unroll
   for (int c = 0; c < BN / 64; c++) {
     const uint32_t buffer = s.at + (c & 1) * kBox;
@@ -216,7 +225,7 @@ __device__ void finish_bf16(const Maps& maps, const Plan& p, Staging& s, const f
         float v[8];
         uint32_t o[4];
         with_bias<BN, MODE>(v, sums, bias, c * 8 + j * 2);
-        pack(o, v);
+        pack<MODE>(o, v);
         matrices_store(matrix_at(s.at + kBox, j), o);
       }
       fence_async();
@@ -239,12 +248,13 @@ __device__ void finish_bf16(const Maps& maps, const Plan& p, Staging& s, const f
       if (reads_extra(MODE)) matrices_load(matrix_at(to, j), x);
 #pragma unroll
       for (int i = 0; i < 8; i++) {
+        if (MODE == kHalf) v[i] -= shift[i >> 1 & 1];
         if (MODE == kBiasGelu) v[i] = fast_gelu(v[i]);
         if (!reads_extra(MODE)) continue;
         const float y = i & 1 ? high_half(x[i >> 1]) : low_half(x[i >> 1]);
         v[i] = MODE == kSlope ? v[i] * fast_slope(y) : v[i] + y;
       }
-      pack(o, v);
+      pack<MODE>(o, v);
       matrices_store(matrix_at(to, j), o);
     }
     fence_async();
@@ -311,7 +321,7 @@ __device__ void consume(const Maps& maps, const Plan& p, const Walk& walk, uint3
     if constexpr (is_f32(MODE))
       finish_f32<BN, MODE>(maps, s, sums, int(t.split * p.slab_rows) + m, n);
     else
-      finish_bf16<BN, MODE>(maps, p, s, sums, bias, m, n);
+      finish_16<BN, MODE>(maps, p, s, sums, bias, m, n);
   }
   if (lane() == 0) store_wait<0>();
 }
@@ -362,6 +372,7 @@ void launch(const Context& c, const Maps& maps, const Plan& p) {
 }
 
 Mode mode_of(const Product& p) {
+  if (p.shift) return kHalf;
   if (!p.out.is_bf16) return p.accumulate ? kF32Add : kF32;
   if (p.epilogue == Epilogue::gelu) return kBiasGelu;
   if (p.epilogue == Epilogue::gelu_backward) return kSlope;
@@ -376,7 +387,7 @@ bool built(const Product& p) {
   if (p.accumulate && mode != kF32Add) return false;
   if (p.epilogue != Epilogue::none && p.residual.data) return false;
   if (p.trans_a) return p.trans_b == false && (mode == kF32Add || mode == kF32 || mode == kBf16);
-  if (p.trans_b) return mode == kBf16 || mode == kBiasResidual || mode == kSlope || mode == kF32;
+  if (p.trans_b) return mode == kBf16 || mode == kHalf || mode == kBiasResidual || mode == kSlope || mode == kF32;
   return mode == kBf16 || mode == kBias || mode == kBiasGelu || mode == kBiasResidual || mode == kF32;
 }
 
@@ -394,6 +405,7 @@ Plan make_plan(const Context& c, const Product& p, bool may_split) {
             1,
             0,
             static_cast<const bf16*>(p.bias.data),
+            p.shift,
             p.pre_out.data != nullptr};
   constexpr int kWidths[] = {256, 192, 128};
   constexpr double kCosts[] = {1.0, 0.78, 0.58};
@@ -422,7 +434,7 @@ Plan make_plan(const Context& c, const Product& p, bool may_split) {
   if (plan.splits > 1) plan.slab_rows = tiles_m * kRows;
   return plan;
 }
-bool may_split(const Product& p) { return p.N % 4 == 0 && !p.rows.total && !p.steps.total; }
+bool may_split(const Product& p) { return !p.shift && p.N % 4 == 0 && !p.rows.total && !p.steps.total; }
 
 }  // namespace
 
@@ -462,6 +474,7 @@ bool multiply_sm90(const Context& c, const Product& p, void* workspace) {
     if (mode == kBf16) launch<1, 1, kBf16>(c, maps, plan);
   } else if (p.trans_b) {
     if (mode == kBf16) launch<0, 0, kBf16>(c, maps, plan);
+    if (mode == kHalf) launch<0, 0, kHalf>(c, maps, plan);
     if (mode == kBiasResidual) launch<0, 0, kBiasResidual>(c, maps, plan);
     if (mode == kSlope) launch<0, 0, kSlope>(c, maps, plan);
     if (mode == kF32) launch<0, 0, kF32>(c, maps, plan);

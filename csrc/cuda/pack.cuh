@@ -17,7 +17,17 @@ struct alignas(8) Words2 {
   uint32_t word[2];
 };
 
+// f16 between two kernels, by the hardware's conversions: all that a f16 tensor's have more is the bits of a NaN.
+struct Half {
+  uint16_t bits;
+};
+__device__ inline float to_float(Half x) { return f16_to_float(x.bits); }
+__device__ inline void from_float(Half& out, float x) { out.bits = uint16_t(pack_f16(x, x)); }
+
 // Two numbers of 16 bits in a word.
+__device__ inline float low_of(uint32_t w, Half) { return f16_to_float(uint16_t(w)); }
+__device__ inline float high_of(uint32_t w, Half) { return f16_to_float(uint16_t(w >> 16)); }
+__device__ inline uint32_t pair_of(float low, float high, Half) { return pack_f16(low, high); }
 __device__ inline float low_of(uint32_t w, bf16) { return bits_to_float(w << 16); }
 __device__ inline float high_of(uint32_t w, bf16) { return bits_to_float(w & 0xffff0000u); }
 __device__ inline float low_of(uint32_t w, f16) { return to_float(f16{uint16_t(w)}); }

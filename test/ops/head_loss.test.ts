@@ -360,6 +360,40 @@ forEachDevice(
   { ops: BOTH },
 )
 
+forEachDevice(
+  'law: a constant added to all logits of a row changes nothing, however far from 0 they come to lie',
+  async (_, precision) => {
+    const [R, C] = [40, 24]
+    const run = async (V: number, by: number) => {
+      const random = new Random(8)
+      // The last channel is 1 in all hidden states and the constant in all rows of the head.
+      const make = (rows: number, std: number, last: number): Tensor => {
+        const data = random.normal(rows * C, std)
+        for (let r = 0; r < rows; r++) data[r * C + C - 1] = last
+        return tensor(data, [rows, C], precision)
+      }
+      const [hidden, head] = [make(R, 1, 1), make(V, 0.5, by)]
+      const teacher = { hidden: make(R, 1, 1), head: make(V, 0.5, -by) }
+      const targets = Tensor.from(
+        Int32Array.from({ length: R }, () => random.integer(V)),
+        [R],
+      )
+      const { parts, dHidden } = headLossBackward(hidden, head, { targets, teacher, ce: 1, kl: 1, temperature: 2 })
+      const d = await valuesOf(dHidden)
+      return { parts: await valuesOf(parts), d: d.filter((_, k) => k % C < C - 1) }
+    }
+    const off = (x: Float64Array, y: Float64Array) => x.reduce((most, v, k) => Math.max(most, Math.abs(v - y[k]!)), 0)
+    for (const V of [300, 304]) {
+      const [near, far] = [await run(V, 0), await run(V, 384)]
+      const most = off(near.d, new Float64Array(near.d.length))
+      // bf16 has steps of 2 at 384, f16 of 0.25.
+      assert.ok(off(near.parts, far.parts) < 4e-3, `parts differ by ${off(near.parts, far.parts)}`)
+      assert.ok(off(near.d, far.d) < 0.02 * most, `gradients differ by ${off(near.d, far.d)} of ${most}`)
+    }
+  },
+  { ops: BOTH },
+)
+
 onEachDevice(
   'a frozen head passes the gradient on and keeps none; frozen hidden states get none; no rows: zeros',
   async () => {

@@ -119,6 +119,13 @@ inline uint32_t pack_bf16(float low, float high) {
   from_float(b, high);
   return uint32_t(b.bits) << 16 | a.bits;
 }
+inline uint32_t pack_f16(float low, float high) {
+  f16 a, b;
+  from_float(a, low);
+  from_float(b, high);
+  return uint32_t(b.bits) << 16 | a.bits;
+}
+inline float f16_to_float(uint16_t bits) { return to_float(f16{bits}); }
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_reciprocal(float x) { return 1 / x; }
 
