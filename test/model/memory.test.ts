@@ -3,11 +3,11 @@ import assert from 'node:assert/strict'
 import { gpt2Config } from '../../lib/model/config.js'
 import { generate } from '../../lib/model/generate.js'
 import { GPT2 } from '../../lib/model/gpt2.js'
-import { onEachDevice } from '../devices.js'
+import { forEachDevice, onEachDevice } from '../devices.js'
 import { formulaTokens, MODEL_OPS } from './golden.js'
 
-const modelOf = (layers: number): GPT2 =>
-  new GPT2(gpt2Config({ layers, heads: 4, width: 64, vocabSize: 130, positions: 48 }))
+const CONFIG = gpt2Config({ layers: 2, heads: 4, width: 64, vocabSize: 130, positions: 48 })
+const modelOf = (layers: number): GPT2 => new GPT2({ ...CONFIG, layers })
 
 onEachDevice(
   'a forward pass leaves nothing behind; without a tape its memory does not grow with the layers',
@@ -43,6 +43,18 @@ onEachDevice(
   },
   MODEL_OPS,
 )
+
+forEachDevice('a frozen model holds its weights in the compute precision alone', (device, precision) => {
+  const bytes = (frozen: boolean): number => {
+    const before = device.info().live
+    const model = new GPT2(CONFIG, { precision, frozen })
+    const taken = device.info().live - before
+    model.free()
+    return taken / model.parameters.size
+  }
+  const width = precision === 'f32' ? 4 : 2
+  assert.deepEqual([bytes(true), bytes(false)], [width, precision === 'f32' ? 4 : 4 + width])
+})
 
 onEachDevice(
   'a hundred generations, finished or not, leave nothing behind',

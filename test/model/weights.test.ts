@@ -239,23 +239,18 @@ test('transformers loads what train-core saves, and goes on alike', {
 })
 
 forEachDevice(
-  'a frozen model is the same model in less memory, and is not trained',
-  async (device, precision) => {
-    const before = device.info().live
+  'a frozen model is the same model, and is not trained',
+  async (_device, precision) => {
     const load = async (frozen: boolean) => {
       const model = await GPT2.load(tinyFolder, { precision, frozen })
-      const bytes = device.info().live - before
       const names = gpt2Parameters(model.config).map(p => p.name)
       const values = await Promise.all(names.map(name => model.parameters.read(name)))
       const logits = await model.logits([prompt])
       if (frozen) assert.throws(() => model.parameters.allocateGradients(), /a frozen model takes no gradients/)
       model.free()
-      return { bytes, values, logits, size: model.parameters.size }
+      return { values, logits }
     }
     const [plain, frozen] = [await load(false), await load(true)]
-    const width = precision === 'f32' ? 4 : 2
-    assert.equal(frozen.bytes, frozen.size * width)
-    assert.equal(plain.bytes, plain.size * (precision === 'f32' ? 4 : 4 + width))
     assertSame(frozen.logits, plain.logits, 'logits')
     for (const [k, values] of frozen.values.entries())
       assertSame(values, plain.values[k]!.map(rounder(precision)), `parameter ${k}`)
