@@ -112,12 +112,12 @@ bool built(Isa isa) {
 }
 
 Isa decide() {
-  const char* cap = std::getenv("TRAIN_CORE_ISA");
-  if (cap && *cap) {
+  const char* wanted = std::getenv("TRAIN_CORE_ISA");
+  if (wanted && *wanted) {
     for (Isa isa : kAll)
-      if (std::string(cap) == target_name(isa) && isa_available(isa)) return isa;
+      if (std::string(wanted) == target_name(isa) && isa_available(isa)) return isa;
     throw Error("ERR_CONFIG", std::string("TRAIN_CORE_ISA must be one of those that this processor and build have (") +
-                                  available_targets() + "); got " + cap);
+                                  available_targets() + "); got " + wanted);
   }
   Isa best = Isa::scalar;
   for (Isa isa : kAll)

@@ -1,4 +1,5 @@
-// Which instruction set this process uses: the fastest that processor and build have, or the one that TRAIN_CORE_ISA names.
+// Which instruction set this process uses: the fastest that processor and build have, or the one that TRAIN_CORE_ISA
+// names.
 // Kernels for one instruction set live in files named *_avx2.cc, *_avx512.cc, *_avx512bf16.cc, *_amx.cc, *_neon.cc,
 // compiled with their own flags. Those files include C headers only and define no inline or template function with
 // external linkage.
@@ -12,6 +13,6 @@ Isa target();                                                    // decided once
 bool target_at_least(Isa isa);  // on x86: target() >= isa; on arm64: isa == neon when NEON is on
 const char* target_name(Isa isa);
 std::string available_targets();  // their names, separated by ", "
-bool isa_available(Isa isa);  // by processor, operating system and build, whatever TRAIN_CORE_ISA says
+bool isa_available(Isa isa);      // by processor, operating system and build, whatever TRAIN_CORE_ISA says
 
 }  // namespace tc::cpu
