@@ -51,7 +51,7 @@ export class LiveStep implements Ready {
   static async create(spec: StepSpec, precision: Precision, device: Device): Promise<LiveStep> {
     const model = async (name: string, seed: number, frozen = false): Promise<GPT2> => {
       const made = new GPT2(configOf(name), { device, precision, frozen })
-      await initRandom(made, seed)
+      initRandom(made, seed)
       return made
     }
     const student = await model(spec.model, 1)

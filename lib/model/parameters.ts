@@ -136,6 +136,12 @@ export class ParameterSet {
     if (this.compute !== this.master) run('cast', [this.master], [this.compute], [dtypeNumber(this.precision)])
   }
 
+  /** The master values of one parameter in its real shape, a view to be freed. Call {@link syncCompute} after the last that was written to. */
+  masterView(name: string): Tensor {
+    const slot = this.slot(name)
+    return this.master.view(slot.spec.shape, slot.offset)
+  }
+
   /** The master values of one parameter as f32, in its real shape. */
   async read(name: string): Promise<Float32Array> {
     return await this.readFrom(this.master, name)

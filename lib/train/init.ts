@@ -2,8 +2,9 @@ import { TrainCoreError } from '../errors.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { gpt2Parameters } from '../model/names.js'
 import type { ParameterSet } from '../model/parameters.js'
+import { fill } from '../ops/elementwise.js'
 import { createRng, randomNormal } from '../ops/random.js'
-import { scope, Tensor } from '../tensor.js'
+import type { Tensor } from '../tensor.js'
 
 /** First random stream of initialisation; dropout and sampling use others. */
 const INIT_STREAM = 1 << 24
@@ -13,43 +14,39 @@ const PROJECTION_STREAM = 1 << 25
  * GPT-2's own initialisation (openai/gpt-2, src/model.py, and the paper's section 2.3): normal with std 0.02, the two c_proj
  * 0.02/sqrt(2L), LayerNorm 1 and 0, biases 0.
  */
-export async function initRandom(model: GPT2, seed: number): Promise<void> {
+export function initRandom(model: GPT2, seed: number): void {
   const { parameters, config, device } = model
   const rng = createRng(seed, device)
   let stream = INIT_STREAM
-  for (const { name, shape, init } of gpt2Parameters(config)) {
+  for (const { name, init } of gpt2Parameters(config)) {
     stream++
-    if (init === 'ones' || init === 'zeros') {
-      const size = shape.reduce((product, dim) => product * dim, 1)
-      parameters.write(name, new Float32Array(size).fill(init === 'ones' ? 1 : 0))
-      continue
-    }
     const std = init === 'residual' ? 0.02 / Math.sqrt(2 * config.layers) : 0.02
-    await drawNormal(parameters, { name, shape }, rng, std, stream)
+    overwrite(parameters, name, values =>
+      init === 'ones' || init === 'zeros'
+        ? fill(values, init === 'ones' ? 1 : 0)
+        : randomNormal(values, rng, { std, stream }),
+    )
   }
   parameters.syncCompute()
   rng.free()
 }
 
 /** A distillation's projection starts as a normal matrix of std 1/sqrt(C_s). */
-export async function initProjection(extra: ParameterSet, seed: number): Promise<void> {
+export function initProjection(extra: ParameterSet, seed: number): void {
   const rng = createRng(seed, extra.device)
-  for (const spec of extra.specs) await drawNormal(extra, spec, rng, 1 / Math.sqrt(spec.shape[0]!), PROJECTION_STREAM)
+  for (const { name, shape } of extra.specs)
+    overwrite(extra, name, values =>
+      randomNormal(values, rng, { std: 1 / Math.sqrt(shape[0]!), stream: PROJECTION_STREAM }),
+    )
   extra.syncCompute()
   rng.free()
 }
 
-/** Fills one parameter with normal numbers. */
-async function drawNormal(
-  set: ParameterSet,
-  { name, shape }: { name: string; shape: readonly number[] },
-  rng: Tensor,
-  std: number,
-  stream: number,
-): Promise<void> {
-  const drawn = scope(() => randomNormal(Tensor.empty(shape, { device: set.device }), rng, { std, stream }))
-  set.write(name, (await drawn.read()) as Float32Array)
-  drawn.free()
+/** Where it lies: a large embedding's values as a tensor of their own would stay in the arena's cache. */
+function overwrite(set: ParameterSet, name: string, draw: (values: Tensor) => void): void {
+  const values = set.masterView(name)
+  draw(values)
+  values.free()
 }
 
 /**

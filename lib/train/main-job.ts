@@ -237,7 +237,7 @@ class MainJob {
   async #train(stage: Stage, model: GPT2, teacher: GPT2 | null): Promise<TrainResult> {
     const { name, steps, seed } = stage
     this.#hooks.onStage?.(name, steps)
-    await initRandom(model, seed)
+    initRandom(model, seed)
     // KL and cross-entropy only: the widths differ, so a cosine would have to go through a projection.
     const objective = teacher ? distillObjective(model, teacher, { ...DISTILL_DEFAULTS, cos: 0 }) : pretrainObjective()
     const result = await train(

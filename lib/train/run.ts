@@ -72,7 +72,7 @@ export async function pretrain(options: PretrainOptions, hooks: TrainHooks = {})
       ? await loadGPT2(named.folder, { device, precision, config: named.config })
       : new GPT2(named.config, { device, precision })
     try {
-      if (!named.folder) await initRandom(model, resolved.seed)
+      if (!named.folder) initRandom(model, resolved.seed)
       return await train(jobOf('pretrain', resolved, setup, model, null, pretrainObjective()), hooks)
     } finally {
       model.free()
@@ -97,7 +97,7 @@ export async function distill(options: DistillOptions, hooks: TrainHooks = {}): 
     try {
       student = await makeStudent(named, resolved, setup, teacher)
       const objective = distillObjective(student, teacher, resolved)
-      if (objective.extra) await initProjection(objective.extra, resolved.seed)
+      if (objective.extra) initProjection(objective.extra, resolved.seed)
       return await train(jobOf('distill', resolved, setup, student, teacher, objective), hooks)
     } finally {
       student?.free()
@@ -208,7 +208,7 @@ async function makeStudent(
   const student = new GPT2(named.config, { device, precision })
   try {
     if (init === 'teacher-layers') await initFromTeacher(student, teacher!, layerMap)
-    else await initRandom(student, seed)
+    else initRandom(student, seed)
     return student
   } catch (error) {
     student.free()

@@ -23,11 +23,11 @@ interface Curve {
 async function train(device: Device, kind: 'pretrain' | 'distill'): Promise<Curve> {
   setDefaultDevice(device)
   const student = new GPT2(config(64, 4), { device })
-  await initRandom(student, 1)
+  initRandom(student, 1)
   let objective: Objective = pretrainObjective()
   if (kind === 'distill') {
     const teacher = new GPT2(config(96, 6), { device })
-    await initRandom(teacher, 2)
+    initRandom(teacher, 2)
     objective = distillObjective(student, teacher, { ...DISTILL_DEFAULTS, cos: 0 })
   }
   const optimizer = { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.1, gradClip: 1 }

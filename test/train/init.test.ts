@@ -14,7 +14,7 @@ const CONFIG = gpt2Config({ layers: 3, heads: 2, width: 64, vocabSize: 300, posi
 
 async function drawn(seed: number): Promise<Map<string, Float32Array>> {
   const model = new GPT2(CONFIG)
-  await initRandom(model, seed)
+  initRandom(model, seed)
   const values = new Map<string, Float32Array>()
   for (const { name } of gpt2Parameters(CONFIG)) values.set(name, await model.parameters.read(name))
   model.free()
@@ -76,7 +76,7 @@ onEachDevice(
     const objective = distillObjective(formulaModel('small'), formulaModel('wide_teacher'), {
       ...{ temperature: 2, kl: 1, rkl: 0, jsd: 0, beta: 0.5, ce: 0, cos: 1 },
     })
-    await initProjection(objective.extra!, 4)
+    initProjection(objective.extra!, 4)
     const values = await objective.extra!.read('projection.weight')
     assert.equal(values.length, 32 * 48)
     const std = Math.sqrt(meanOf(values.map(v => v * v)))
@@ -147,7 +147,7 @@ forEachDevice(
   async (_device, precision) => {
     const config = gpt2Config({ ...CONFIG, layers: 1, dropout: { embedding: 0.1, attention: 0.1, residual: 0.1 } })
     const model = new GPT2(config, { precision })
-    await initRandom(model, 1)
+    initRandom(model, 1)
     const sizes = { batchSize: 2, seqLen: 16, gradAccum: 1, packDocuments: false }
     const optimizer = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.1, gradClip: 1 }
     const trainer = new Trainer(model, pretrainObjective(), { ...sizes, ...optimizer, seed: 1 })

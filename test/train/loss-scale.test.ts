@@ -53,7 +53,7 @@ const batch: TrainBatch = {
 async function trainerOf(precision: Precision, gain = 1): Promise<Trainer> {
   const width = 32
   const model = new GPT2(gpt2Config({ vocabSize: V, positions: T, width, layers: 2, heads: 2 }), { precision })
-  await initRandom(model, 1)
+  initRandom(model, 1)
   model.parameters.write('transformer.ln_f.weight', new Float32Array(width).fill(gain))
   model.parameters.syncCompute()
   const optimizer = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.1, gradClip: 1 }

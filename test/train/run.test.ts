@@ -198,7 +198,7 @@ test('evaluation is the mean over all predictions, whatever the batch size', asy
   const tokenizer = await Tokenizer.load('byte')
   const data = TokenDataset.fromText('to be or not to be, that is the question'.repeat(4), tokenizer)
   const model = new GPT2(gpt2Config({ layers: 1, heads: 2, width: 16, vocabSize: 257, positions: 16 }))
-  await initRandom(model, 3)
+  initRandom(model, 3)
   const ids = new Int32Array(data.tokens)
   await data.read(0, ids)
   let sum = 0
