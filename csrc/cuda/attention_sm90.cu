@@ -224,15 +224,16 @@ struct ForwardGroup {
       float fade[2];
 #pragma unroll
       for (int half = 0; half < 2; half++) fade[half] = running[half].add<8, 4>(&scores[half * 2], a.scale * kLog2E);
+      // Waited for here, as ptxas moves a wait for products up to the last branch: without one, above the softmax.
+      const int stage = ring.stage, next = next_note<kForwardStages>(l, ring, note, last);
       wgmma_wait<0>();
       pin_sums(sums);  // of the tile before: sums and weights are ours again
       if (before >= 0) give_back(l.empty + 8 * before);
 #pragma unroll
       for (int x = 0; x < 32; x++) sums[x] *= fade[x >> 1 & 1];
       pack_weights(weights, scores);
-      const uint32_t of_v = l.second(ring.stage);
-      before = ring.stage;
-      const int next = next_note<kForwardStages>(l, ring, note, last);
+      const uint32_t of_v = l.second(stage);
+      before = stage;
       if (next < 0) {
         wgmma_fence();  // in each branch, or the compiler adds its own
         add_weights(sums, weights, of_v);

@@ -175,6 +175,8 @@ Device* open(int32_t index, Status* s) {
     return delete d, nullptr;
   }
   d->context.capability = 10 * major + minor;
+  // Compiled from the PTX image when loaded: that has none of Hopper's instructions.
+  if (d->context.capability == 90 && attributes.ptxVersion < 90) d->context.capability = 80;
   const char* kernels = std::getenv("TRAIN_CORE_CUDA_KERNELS");
   d->context.plain = kernels && std::strcmp(kernels, "plain") == 0;
   next([&] { return cudaStreamCreateWithFlags(&d->context.stream, cudaStreamNonBlocking); });

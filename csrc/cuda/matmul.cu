@@ -52,12 +52,22 @@ __global__ void matmul_kernel1(Product p) {
       if (m0 + row + i < M && n0 + column + 16 * j < p.N) finish_one(p, m0 + row + i, n0 + column + 16 * j, sum[i][j]);
 }
 
+// `width` columns of a row a thread.
+template <int width>
 __global__ void matmul_splits_kernel1(Product p, const float* partial, int splits, int64_t slab) {
-  const int64_t k = blockIdx.x * int64_t(kThreads) + threadIdx.x;
+  const int64_t k = (blockIdx.x * int64_t(kThreads) + threadIdx.x) * width;
   if (k >= p.rows.of(p.M) * p.N) return;
-  float sum = 0;
-  for (int s = 0; s < splits; s++) sum += partial[s * slab + k];
-  finish_one(p, k / p.N, k % p.N, sum);
+  float sum[width] = {};
+#pragma unroll 4
+  for (int s = 0; s < splits; s++) {
+    float x[width];
+    load(x, partial + s * slab + k, width == 4);
+#pragma unroll
+    for (int i = 0; i < width; i++) sum[i] += x[i];
+  }
+  const int64_t row = k <= INT32_MAX ? int(k) / int(p.N) : k / p.N, column = k - row * p.N;
+#pragma unroll
+  for (int i = 0; i < width; i++) finish_one(p, row, column + i, sum[i]);
 }
 
 int64_t rows_of(const View& v) {
@@ -77,8 +87,10 @@ void multiply_plain(const Context& c, const Product& p) {
 }
 
 void add_splits(const Context& c, const Product& p, const void* partial, int splits, int64_t slab) {
-  run(c, matmul_splits_kernel1, dim3(unsigned(divide_up(p.M * p.N, kThreads))), kThreads, p,
-      static_cast<const float*>(partial), splits, slab);
+  const int width = p.N % 4 == 0 && slab % 4 == 0 ? 4 : 1;
+  run(c, width == 4 ? matmul_splits_kernel1<4> : matmul_splits_kernel1<1>,
+      dim3(unsigned(divide_up(p.M * p.N, width * kThreads))), kThreads, p, static_cast<const float*>(partial), splits,
+      slab);
 }
 
 void multiply(const Context& c, const Product& p, void* workspace) {

@@ -145,6 +145,7 @@ __device__ void feed(const Maps& maps, const Walk& walk, uint32_t base, uint32_t
 struct Staging {
   uint32_t at, bar;
   uint32_t phase[2];
+  uint32_t turn;  // the buffer that was stored from longer ago; a tile may have an odd number of boxes
 };
 
 // f32 sums, 32 columns at a time.
@@ -212,13 +213,13 @@ __device__ void finish_16(const Maps& maps, const Plan& p, Staging& s, const flo
   }
 #pragma unroll
   for (int c = 0; c < BN / 64; c++) {
-    const uint32_t buffer = s.at + (c & 1) * kBox;
+    uint32_t to = s.at + (c & 1) * kBox;  // where what it reads is
     if (reads_extra(MODE)) {
       barrier_wait(s.bar + 8 * (c & 1), s.phase[c & 1]);
       s.phase[c & 1] ^= 1;
     }
     if (MODE == kBiasGelu && p.stores_pre) {
-      if (lane() == 0) store_wait_read<0>();
+      if (lane() == 0) store_wait_read<1>();
       __syncwarp();
 #pragma unroll
       for (int j = 0; j < 4; j++) {
@@ -235,9 +236,10 @@ __device__ void finish_16(const Maps& maps, const Plan& p, Staging& s, const flo
         store_commit();
       }
     }
-    const uint32_t to = MODE == kBiasGelu && p.stores_pre ? s.at : buffer;
     if (!reads_extra(MODE)) {
-      if (lane() == 0) store_wait_read<1>();  // the store two before this one has left its buffer
+      to = s.at + s.turn * kBox;
+      if (!(MODE == kBiasGelu && p.stores_pre)) s.turn ^= 1;  // else the pre-activation has the other
+      if (lane() == 0) store_wait_read<1>();                  // the store two before this one has left its buffer
       __syncwarp();
     }
 #pragma unroll
@@ -265,7 +267,7 @@ __device__ void finish_16(const Maps& maps, const Plan& p, Staging& s, const flo
     if (!reads_extra(MODE) || c + 2 >= BN / 64) continue;
     store_wait_read<0>();
     barrier_expect(s.bar + 8 * (c & 1), kBox);
-    box_load(buffer, &maps.extra, s.bar + 8 * (c & 1), n + (c + 2) * 64, m);
+    box_load(to, &maps.extra, s.bar + 8 * (c & 1), n + (c + 2) * 64, m);
   }
 }
 
@@ -354,7 +356,7 @@ __global__ void __launch_bounds__(kBlock, 1) matmul_kernel2(const __grid_constan
   } else {
     more_registers<232>();
     const uint32_t warp_of = uint32_t(warp() - 4);  // among the consumers
-    const Staging s{staging + warp_of * 2 * kBox, extra + warp_of * 16, {0, 0}};
+    const Staging s{staging + warp_of * 2 * kBox, extra + warp_of * 16, {0, 0}, 0};
     consume<BN, TA, TB, MODE>(maps, p, walk, base, full, empty, s, group - 1);
   }
 #endif
@@ -386,6 +388,7 @@ bool built(const Product& p) {
   if (p.pre_out.data && mode != kBiasGelu) return false;
   if (p.accumulate && mode != kF32Add) return false;
   if (p.epilogue != Epilogue::none && p.residual.data) return false;
+  if (p.bias.data && mode == kSlope) return false;
   if (p.trans_a) return p.trans_b == false && (mode == kF32Add || mode == kF32 || mode == kBf16);
   if (p.trans_b) return mode == kBf16 || mode == kHalf || mode == kBiasResidual || mode == kSlope || mode == kF32;
   return mode == kBf16 || mode == kBias || mode == kBiasGelu || mode == kBiasResidual || mode == kF32;

@@ -96,7 +96,7 @@ struct Copy {
   unsigned group;
 };
 
-struct LateProduct {
+struct Late {  // a product, or a store from shared memory
   std::function<void()> run;
   unsigned group;
 };
@@ -115,7 +115,9 @@ struct Thread {
   unsigned group;       // of copies; those before it are committed
   std::vector<Copy> copies;
   unsigned product_group;  // as `group`, of the warp's products; of a warp's first thread
-  std::vector<LateProduct> products;
+  std::vector<Late> products;
+  unsigned store_group;  // as `group`, of stores
+  std::vector<Late> stores;
 };
 
 std::mutex one_grid;
@@ -212,7 +214,7 @@ bool run_block_once() {
   const unsigned count = blockDim.x, begin = rank * count, end = begin + count;
   if (blocks[rank] == Block::not_started) {
     std::memset(dynamic[rank], 0xff, sizeof dynamic[rank]);
-    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}, 0, {}};
+    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}, 0, {}, 0, {}};
     landings[rank].clear();
     std::memset(&together_done[begin], 0, count * sizeof *together_done);
     blocks[rank] = Block::running;
@@ -357,6 +359,21 @@ void land(uint32_t bar) {
   landings[rank] = std::move(left);
 }
 
+// Runs those of all groups but the last `pending` of `group`, the one that is not committed yet.
+void finish(std::vector<Late>& all, unsigned group, unsigned pending) {
+  std::vector<Late> left;
+  for (Late& l : std::exchange(all, {}))
+    if (l.group + pending >= group)
+      left.push_back(std::move(l));
+    else
+      l.run();
+  all = std::move(left);
+}
+
+void store_later(std::function<void()> store) { current->stores.push_back({std::move(store), current->store_group}); }
+void commit_stores() { current->store_group++; }
+void finish_stores(unsigned pending) { finish(current->stores, current->store_group, pending); }
+
 Thread& warp_head() { return threads[rank * blockDim.x + threadIdx.x / 32 * 32]; }
 void product_later(std::function<void()> product) {
   warp_head().products.push_back({std::move(product), warp_head().product_group});
@@ -367,13 +384,7 @@ void commit_products() {
 void finish_products(unsigned pending) {
   together(&pending, [](void* const* lanes) {
     Thread& head = warp_head();
-    std::vector<LateProduct> left;
-    for (LateProduct& p : std::exchange(head.products, {}))
-      if (p.group + *static_cast<const unsigned*>(lanes[0]) >= head.product_group)
-        left.push_back(std::move(p));
-      else
-        p.run();
-    head.products = std::move(left);
+    finish(head.products, head.product_group, *static_cast<const unsigned*>(lanes[0]));
   });
 }
 

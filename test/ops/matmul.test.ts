@@ -189,6 +189,7 @@ forEachDevice(
           residual: reference.add(linear, r, round),
           'residual alone': reference.add(sum, r, round),
           slope: sum.map((v, k) => v * reference.geluDerivative(p[k]!, round)),
+          'slope with bias': linear.map((v, k) => v * reference.geluDerivative(p[k]!, round)),
         }
       }
       const [want, low] = [forms(), forms(Math.fround)]
@@ -204,6 +205,7 @@ forEachDevice(
         residual: product([bias, residual], 0, -1)[0]!,
         'residual alone': product([null, residual], 0, -1)[0]!,
         slope: product([null, null, pre], 2, -1)[0]!,
+        'slope with bias': product([bias, null, pre], 2, -1)[0]!,
       }
       for (const [form, tensor] of Object.entries(got)) {
         const name = `${form}${transA ? ' transA' : ''}${transB ? ' transB' : ''}`
@@ -231,6 +233,7 @@ forEachDevice(
       [40, 264, 72, false, false],
       [40, 136, 264, true, false],
       [1160, 136, 64, false, false], // more rows of tiles than are walked together
+      [392, 184, 64, false, false], // tiles of three boxes, two to a block of the emulator
     ] as const
     for (const [M, N, K, transA, transB] of device.name === 'metal' ? shapes.slice(0, 1) : shapes) {
       const a = randomTensor(random, transA ? [K, M] : [M, K], precision)

@@ -136,7 +136,9 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
-struct cudaFuncAttributes {};
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 struct cudaDeviceProp {
   char name[256];
   size_t totalGlobalMem;
@@ -173,8 +175,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t launchable, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t launchable);
 template <class F>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F) {
-  return cudaSuccess;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, F) {
+  return attributes->ptxVersion = 90, cudaSuccess;
 }
 
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;

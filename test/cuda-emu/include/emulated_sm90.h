@@ -1,5 +1,6 @@
 // The functions of csrc/cuda/ptx_sm90.cuh and wgmma_sm90.cuh on a CPU. A load lands when its barrier is first waited for,
-// and its place holds NaN until then; a product reads its operands when it is waited for; stores are done at once.
+// and its place holds NaN until then; a product reads its operands when it is waited for; a store reads shared memory, and
+// writes, when it is waited for.
 #pragma once
 #include <array>
 #include <cstdlib>
@@ -19,6 +20,10 @@ void land(uint32_t bar);  // the loads that were to signal it
 void product_later(std::function<void()> product);  // of the warp
 void commit_products();
 void finish_products(unsigned pending);  // all but those of the last `pending` commits
+
+void store_later(std::function<void()> store);  // of the thread
+void commit_stores();
+void finish_stores(unsigned pending);  // all but those of the last `pending` commits
 }  // namespace emu
 
 namespace tc::cuda {
@@ -119,18 +124,22 @@ inline void head_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int hea
   });
 }
 inline void box_store(const CUtensorMap* map, uint32_t from, int x, int y) {
-  for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
-    if (global) std::memcpy(global, shared, size_t(map->size));
+  emu::store_later([=] {
+    for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
+      if (global) std::memcpy(global, shared, size_t(map->size));
+    });
   });
 }
 inline void box_add(const CUtensorMap* map, uint32_t from, int x, int y) {
-  for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
-    float sum, more;
-    if (!global) return;
-    std::memcpy(&sum, global, 4);
-    std::memcpy(&more, shared, 4);
-    sum += more;
-    std::memcpy(global, &sum, 4);
+  emu::store_later([=] {
+    for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
+      float sum, more;
+      if (!global) return;
+      std::memcpy(&sum, global, 4);
+      std::memcpy(&more, shared, 4);
+      sum += more;
+      std::memcpy(global, &sum, 4);
+    });
   });
 }
 inline void bulk_load(uint32_t to, const void* from, uint32_t bar, int bytes) {
@@ -145,11 +154,15 @@ inline void cluster_store(uint32_t at, int rank, double x) {
   std::memcpy(emu::remote_shared(unsigned(rank)) + at, &x, sizeof x);
 }
 
-inline void store_commit() {}
+inline void store_commit() { emu::commit_stores(); }
 template <int N>
-void store_wait_read() {}
+void store_wait_read() {
+  emu::finish_stores(N);
+}
 template <int N>
-void store_wait() {}
+void store_wait() {
+  emu::finish_stores(N);
+}
 inline void fence_async() {}
 inline void prefetch_map(const CUtensorMap*) {}
 inline void wgmma_fence() {}
