@@ -30,6 +30,8 @@ export interface Measured {
   n: number
   peak_bytes: number
   rivals: RivalRow[]
+  /** what went wrong with other rivals */
+  rival_failures: string[]
 }
 export type Answer =
   | { kind: 'case'; measured: Measured }
@@ -47,13 +49,16 @@ async function measureCase(c: BenchCase, job: Job): Promise<Measured> {
   await ready.run(1)
   device.resetPeak()
   const samples = await measure(ready, job.quick ? QUICK : c.step ? STEPS : THOROUGH)
+  const peak_bytes = device.info().peak - ready.spareBytes
+  const compared = job.rivals ? await compareAll(c, ready, ready.sets, device.info().threads, job.device) : null
   return {
     median_ms: median(samples),
     p20_ms: quantile(samples, 0.2),
     p80_ms: quantile(samples, 0.8),
     n: samples.length,
-    peak_bytes: device.info().peak - ready.spareBytes,
-    rivals: job.rivals ? await compareAll(c, ready, ready.sets, device.info().threads, job.device) : [],
+    peak_bytes,
+    rivals: compared?.rows ?? [],
+    rival_failures: compared?.failures ?? [],
   }
 }
 

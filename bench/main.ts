@@ -1,5 +1,5 @@
 // npm run bench
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { barLines, barsTable } from './bars.js'
 import { type BenchCase, caseName } from './case.js'
@@ -35,7 +35,9 @@ async function bench(options: BenchOptions): Promise<void> {
   const { rows, peaks, failed } = await runCases(cases, options, (rows, peaks) => {
     const { name, median_ms } = rows.at(-1)!
     process.stderr.write(`bench: ${name} ${median_ms.toFixed(3)} ms\n`)
-    if (options.json) writeFileSync(options.json, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
+    if (!options.json) return
+    writeFileSync(`${options.json}.part`, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
+    renameSync(`${options.json}.part`, options.json)
   })
   if (!rows.length) throw new Error('every case failed')
   process.stdout.write(

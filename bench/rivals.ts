@@ -133,26 +133,32 @@ async function torchRival(c: BenchCase, sets: number, threads: number, device: s
   return null
 }
 
-/** All rivals that are installed and have the case's work, on the same kind of device, compared with it one after another. */
+/**
+ * All rivals that are installed and have the case's work, on the same kind of device, compared with it one after another; and what went
+ * wrong with the others.
+ */
 export async function compareAll(
   c: BenchCase,
   ours: Timed,
   sets: number,
   threads: number,
   device = 'cpu',
-): Promise<RivalRow[]> {
+): Promise<{ rows: RivalRow[]; failures: string[] }> {
   const rows: RivalRow[] = []
+  const failures: string[] = []
   const opens = device.startsWith('cuda')
     ? [() => cublasLtRival(c, sets), () => torchRival(c, sets, threads, device)]
     : [() => torchRival(c, sets, threads, 'cpu'), () => onnxRival(c, threads), () => tfjsRival(c)]
   for (const open of opens) {
-    const rival = await open()
-    if (!rival) continue
+    let rival: Rival | null = null
     try {
-      rows.push(await compare(ours, rival))
+      rival = await open()
+      if (rival) rows.push(await compare(ours, rival))
+    } catch (error) {
+      failures.push(`${rival ? `${rival.name}: ` : ''}${(error as Error).message}`)
     } finally {
-      await rival.close()
+      await rival?.close()
     }
   }
-  return rows
+  return { rows, failures }
 }

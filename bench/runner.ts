@@ -102,7 +102,12 @@ export async function runCases(
     if (!answer) continue
     if (answer.kind !== 'case') throw new Error(`${caseName(c, job.device)}: ceilings were answered`)
     rows.push(rowOf(c, job.device, answer.measured, peaks, fingerprint))
-    onRow(rows, peaks)
+    onRow(rows, peaks) // what is ours is not lost with a rival
+    for (const failure of answer.measured.rival_failures) {
+      if (!job.keepGoing) throw new Error(`${caseName(c, job.device)}: ${failure}`)
+      process.stderr.write(`bench: ${failure}\n`)
+      failed++
+    }
   }
   return { rows, peaks, failed }
 }

@@ -137,7 +137,11 @@ class CudaDevice : public tc::Device {
     return name_ + ": " + text;
   }
   size_t memory_limit() const override { return limit_; }
-  void* allocate(size_t bytes) override { return api_.allocate(device_, bytes); }
+  void* allocate(size_t bytes) override {
+    void* data = nullptr;
+    call([&](Status* s) { data = api_.allocate(device_, bytes, s); });
+    return data;
+  }
   void release(void* data, size_t) override { api_.release(device_, data); }
   void upload(void* device, const void* host, size_t bytes) override {
     call([&](Status* s) { api_.upload(device_, device, host, bytes, s); });

@@ -5,7 +5,8 @@
 // --no-build. TRAIN_CORE_CUDA_LIBRARY=FILE checks that library instead of building one;
 // TRAIN_CORE_PYTHON names a Python with PyTorch, TRAIN_CORE_CUBLASLT the file libcublasLt.so, as rivals.
 import { spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -22,6 +23,11 @@ const OPTIONS = {
   json: { type: 'string', default: path.join(root, 'runs', 'check-cuda.json'), text: 'the file of all rows' },
   minutes: { type: 'string', default: 'Infinity', text: 'start nothing after so many, and stop what runs then' },
   jobs: { type: 'string', default: String(JOBS), text: 'test files at a time' },
+  limit: {
+    type: 'string',
+    default: '120',
+    text: 'seconds after which a test file hangs; 5 times as many under a sanitizer',
+  },
   'no-build': { type: 'boolean', default: false, text: 'take build/ and dist/ as they are' },
   report: { type: 'boolean', default: false, text: 'print the table of the file, run nothing' },
   list: { type: 'boolean', default: false, text: 'name the stages' },
@@ -36,7 +42,13 @@ function usage(message) {
 function parse() {
   try {
     const { values, positionals } = parseArgs({ options: OPTIONS, allowPositionals: true })
-    return { ...values, words: positionals, minutes: Number(values.minutes), jobs: Number(values.jobs) }
+    return {
+      ...values,
+      words: positionals,
+      minutes: Number(values.minutes),
+      jobs: Number(values.jobs),
+      limit: Number(values.limit),
+    }
   } catch (error) {
     usage(error.message)
   }
@@ -69,7 +81,14 @@ const hasDriver = () =>
 function describeDevice() {
   const code = `import { backends, device } from './dist/lib/device.js'
     const cuda = backends().find(backend => backend.name === 'cuda')
-    console.log(JSON.stringify(cuda.available ? { name: device('cuda').info().description } : { reason: cuda.reason }))`
+    const opened = () => {
+      try {
+        return { name: device('cuda').info().description }
+      } catch (error) {
+        return { reason: error.message }
+      }
+    }
+    console.log(JSON.stringify(cuda.available ? opened() : { reason: cuda.reason }))`
   const words = ['--input-type=module', '-e', code]
   const { stdout, stderr } = spawnSync(process.execPath, words, { cwd: root, encoding: 'utf8' })
   try {
@@ -82,6 +101,12 @@ function describeDevice() {
 function refuse(reason) {
   console.error(`train-core: check:cuda needs an NVIDIA GPU; ${reason}`)
   process.exit(1)
+}
+
+/** Of the library that is checked: rows of two builds don't mix. */
+function digest() {
+  const file = process.env.TRAIN_CORE_CUDA_LIBRARY || path.join(root, 'build/Release/train_core_cuda.so')
+  return createHash('sha256').update(readFileSync(file)).digest('hex').slice(0, 12)
 }
 
 /** Builds what is missing; the GPU's name. */
@@ -101,15 +126,20 @@ async function main() {
   const options = parse()
   if (options.help) return printHelp()
   if (options.list) return printStages()
-  for (const name of ['minutes', 'jobs']) if (!(options[name] > 0)) usage(`--${name} must be a number above 0`)
+  for (const name of ['minutes', 'jobs', 'limit']) if (!(options[name] > 0)) usage(`--${name} must be a number above 0`)
   const stages = chosen(options)
   const results = new Results(options.json)
   if (!options.report) {
     const deadline = Date.now() + options.minutes * 60_000
-    results.begin(prepare(options))
+    results.begin(prepare(options), digest())
+    const { words, jobs, limit } = options
     for (const stage of stages) {
       results.beginStage(stage)
-      await STAGES[stage].run({ root, device: 'cuda', deadline, words: options.words, jobs: options.jobs, results })
+      try {
+        await STAGES[stage].run({ root, device: 'cuda', deadline, words, jobs, limit, results })
+      } catch (error) {
+        results.add({ name: 'the stage itself', ok: false, measured: error.message.split('\n')[0] })
+      }
     }
   }
   console.log(`\n${results.table()}`)

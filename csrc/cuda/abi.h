@@ -8,7 +8,7 @@
 
 namespace tc::cuda {
 
-constexpr uint32_t kAbi = 2;
+constexpr uint32_t kAbi = 3;
 
 // Why a call failed; ok() when it did not.
 struct Status {
@@ -30,7 +30,7 @@ struct Api {
   void (*close)(Device*);
   void (*describe)(Device*, char* text, size_t size);  // "NVIDIA H100 80GB HBM3, sm_90, 132 SMs, driver 13.0"
   size_t (*memory)(Device*);                           // bytes, in all
-  void* (*allocate)(Device*, size_t bytes);            // nullptr: out of memory
+  void* (*allocate)(Device*, size_t bytes, Status*);   // nullptr and ok(): out of memory
   void (*release)(Device*, void* data);
   // In stream order; a host buffer may be reused as soon as its call returns.
   void (*upload)(Device*, void* to, const void* from, size_t bytes, Status*);

@@ -182,7 +182,11 @@ Device* open(int32_t index, Status* s) {
   next([&] { return cudaStreamCreateWithFlags(&d->context.stream, cudaStreamNonBlocking); });
   next([&] { return cudaMalloc(reinterpret_cast<void**>(&d->context.report), sizeof(Report)); });
   next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->host_report), sizeof(Report)); });
-  next([&] { return cudaMemcpy(d->context.report, &kNoReport, sizeof(Report), cudaMemcpyHostToDevice); });
+  next([&] {
+    *d->host_report = kNoReport;
+    return cudaMemcpyAsync(d->context.report, d->host_report, sizeof(Report), cudaMemcpyHostToDevice,
+                           d->context.stream);
+  });
   next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->small), kSmall); });
   for (int k = 0; k < 2; k++) {
     next([&] { return cudaMallocHost(reinterpret_cast<void**>(&d->staging.half[k]), Staging::kHalf); });
@@ -221,13 +225,16 @@ size_t memory(Device* d) {
   return total;
 }
 
-void* allocate(Device* d, size_t bytes) {
+void* allocate(Device* d, size_t bytes, Status* s) {
   void* data = nullptr;
-  if (enter(d) != cudaSuccess || cudaMalloc(&data, bytes ? bytes : 1) != cudaSuccess) {
-    cudaGetLastError();  // out of memory is no fault of the device
-    return nullptr;
-  }
-  return data;
+  cudaError_t error = enter(d);
+  if (error == cudaSuccess) error = cudaMalloc(&data, bytes ? bytes : 1);
+  if (error == cudaSuccess) return data;
+  cudaGetLastError();  // out of memory is no fault of the device
+  if (error != cudaErrorMemoryAllocation)
+    set_status(s, Status::kDevice, "cuda:%d: %s (%s), in what was queued before", d->index, cudaGetErrorString(error),
+               cudaGetErrorName(error));
+  return nullptr;
 }
 void release(Device* d, void* data) {
   enter(d);

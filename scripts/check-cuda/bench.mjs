@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { run, tail } from './run.mjs'
+import { run } from './run.mjs'
 
 /** The cases with a bar whose names hold one of `filter`; all cases of the benchmark where it is null. */
 export async function benchStage(context, filter) {
@@ -19,7 +19,7 @@ export async function benchStage(context, filter) {
   rmSync(folder, { recursive: true })
   results.addBench(rows)
   const ok = done.late ? null : done.status === 0
-  if (ok === false) process.stderr.write(tail(done))
+  if (ok !== true) results.keep('bench', done)
   results.add({
     name: 'cases',
     ok,

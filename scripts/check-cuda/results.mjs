@@ -1,11 +1,12 @@
 // The rows of check:cuda: in a file as they come, in one table at the end.
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { appendFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { tail } from './run.mjs'
 
 /**
- * A row is { stage, name, ok, wanted, measured, seconds }: ok is null for what was not run, and `measured` says why. Rows of the same GPU and
- * commit stay in the file until their stage is run again.
+ * A row is { stage, name, ok, wanted, measured, seconds }: ok is null for what was not run, and `measured` says why. Rows of the same GPU,
+ * commit and library stay in the file until their stage is run again. What failed children said is in a file beside it, FILE.log.
  */
 export class Results {
   #file
@@ -17,12 +18,17 @@ export class Results {
     if (existsSync(file)) this.#all = { ...this.#all, ...JSON.parse(readFileSync(file, 'utf8')) }
   }
 
-  begin(device) {
+  begin(device, library = '') {
     const cwd = import.meta.dirname
     const git = (...words) => spawnSync('git', words, { encoding: 'utf8', cwd }).stdout?.trim() ?? ''
-    const commit =
-      git('rev-parse', '--short=12', 'HEAD') + (git('status', '--porcelain', '--untracked-files=no') ? '+' : '')
-    if (device !== this.#all.device || commit !== this.#all.commit) this.#all = { device, commit, rows: [], bench: [] }
+    const changed = git('status', '--porcelain', '--untracked-files=no') ? '+' : ''
+    const commit = [git('rev-parse', '--short=12', 'HEAD') + changed, library && `library ${library}`]
+      .filter(Boolean)
+      .join(', ')
+    if (device !== this.#all.device || commit !== this.#all.commit) {
+      this.#all = { device, commit, rows: [], bench: [] }
+      rmSync(this.#log, { force: true })
+    }
     this.#all.date = new Date().toISOString()
     this.#write()
   }
@@ -42,10 +48,21 @@ export class Results {
     this.#write()
   }
 
+  /** Keeps all that a child said; its end goes to stderr. */
+  keep(name, done) {
+    const { stdout, stderr, status, signal } = done
+    appendFileSync(this.#log, `==== ${this.#stage} ${name}: ended with ${signal ?? status}\n${stdout}${stderr}\n`)
+    process.stderr.write(tail(done))
+  }
+
   /** What the benchmark measured, in full. */
   addBench(rows) {
     this.#all.bench.push(...rows.map(row => ({ stage: this.#stage, ...row })))
     this.#write()
+  }
+
+  get #log() {
+    return `${this.#file}.log`
   }
 
   get failed() {

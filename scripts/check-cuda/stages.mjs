@@ -1,8 +1,9 @@
 // The stages of check:cuda, of which check:metal takes some. Each adds its rows to the results; none needs another, but for the build.
+import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { benchStage } from './bench.mjs'
-import { inParallel, isThere, run, tail } from './run.mjs'
+import { inParallel, run } from './run.mjs'
 import { trainingStage } from './training.mjs'
 
 const MEGABYTES = 12
@@ -21,29 +22,48 @@ export const WHOLE = [
   ...['init', 'goldens', 'memory'].map(name => `train/${name}`),
 ]
 
-/** Runs test files on the device of the context. */
-export async function tests(context, files, { env = {}, before = [], label = '' } = {}) {
+/** Runs test files on the device of the context; one that takes more than `seconds` hangs. */
+export async function tests(context, files, { env = {}, before = [], label = '', seconds = context.limit } = {}) {
   const { root, words, jobs, results, device } = context
   const wanted = files.filter(file => !words.length || words.some(word => file.includes(word)))
   await inParallel(wanted, jobs, async file => {
     const name = `${file}${label}`
     if (Date.now() > context.deadline) return results.add({ name, ok: null, measured: 'no time left' })
     const command = [...before, process.execPath, path.join(root, 'dist/test', `${file}.test.js`)]
-    const done = await run(command[0], command.slice(1), context, { env: { TRAIN_CORE_TEST_DEVICES: device, ...env } })
+    const childEnv = { TRAIN_CORE_TEST_DEVICES: device, ...env }
+    const done = await run(command[0], command.slice(1), context, { env: childEnv, seconds })
     const ran = Number(new RegExp(`^# ran (\\d+) tests on ${device}`, 'm').exec(done.stdout)?.[1] ?? 0)
     const ok = done.late ? null : done.status === 0 && ran > 0
-    if (ok === false) process.stderr.write(tail(done))
-    const fallback = /captured steps run op by op/.test(done.stderr) ? ', no CUDA graph could be made' : ''
-    const measured = done.late ? 'no time left' : `${ran} tests${fallback}`
+    const fallback = /captured steps run op by op.*/.exec(done.stderr)?.[0]
+    if (ok !== true || fallback) results.keep(name, done)
+    const tally = [`${ran} tests`, fallback].filter(Boolean).join('; ')
+    const measured = done.late ? 'no time left' : done.hung ? `hangs after ${lastTest(done.stdout)}` : tally
     results.add({ name, ok: ok && !fallback, measured, seconds: done.seconds })
   })
 }
 
-async function sanitizer(context, tool) {
-  if (!isThere('compute-sanitizer'))
-    return context.results.add({ name: 'all op tests', ok: null, measured: 'compute-sanitizer was not found' })
-  const before = ['compute-sanitizer', '--tool', tool, '--error-exitcode', '9']
-  await tests(context, [...opTests(context.root), 'core/capture'], { before, env: { TRAIN_CORE_TEST_QUICK: '1' } })
+const lastTest = stdout => stdout.match(/(?<=# Subtest: ).*/g)?.at(-1) ?? 'nothing'
+
+// Each flag with the names that versions of the sanitizer have for it; one that it does not know is left out.
+const PADDING = [['--padding'], '1024'] // what is written past one block would hit the next
+const GO_ON = [['--destroy-on-device-error'], 'kernel']
+const BRIEF = [['--print-limit'], '20']
+const BARRIERS = [['--num-cuda-barriers'], '64']
+// racecheck does not follow mbarriers and warpgroups well enough before its versions of 2026: it reports what is right.
+const NOT_HOPPER = [['--kernel-name-exclude', '--kernel-regex-exclude', '--exclude'], 'kns=_sm90_cu']
+const ONLY_HOPPER = [['--kernel-name', '--kernel-regex', '--filter'], 'kns=_sm90_cu']
+
+async function sanitizer(context, tool, flags) {
+  const { error, stdout } = spawnSync('compute-sanitizer', ['--help'], { encoding: 'utf8' })
+  if (error) return context.results.add({ name: 'all op tests', ok: null, measured: 'compute-sanitizer was not found' })
+  const known = new Set(stdout.match(/--[a-z-]+/g))
+  const words = flags.flatMap(([names, value]) => {
+    const name = names.find(one => known.has(one))
+    return name ? [name, value] : []
+  })
+  const before = ['compute-sanitizer', '--tool', tool, '--error-exitcode', '9', ...words]
+  const files = [...opTests(context.root), 'core/capture']
+  await tests(context, files, { before, env: { TRAIN_CORE_TEST_QUICK: '1' }, seconds: 5 * context.limit })
 }
 
 function librarySize({ root, results }) {
@@ -68,11 +88,20 @@ export const STAGES = {
   training: { about: 'losses as on the CPU; two runs the same; killed and resumed the same', run: trainingStage },
   memcheck: {
     about: 'op tests, small shapes, under compute-sanitizer',
-    run: context => sanitizer(context, 'memcheck'),
+    run: context => sanitizer(context, 'memcheck', [PADDING, GO_ON, BRIEF]),
+  },
+  synccheck: {
+    about: 'op tests, small shapes, under compute-sanitizer',
+    run: context => sanitizer(context, 'synccheck', [BARRIERS, BRIEF]),
   },
   racecheck: {
-    about: 'op tests, small shapes, under compute-sanitizer',
-    run: context => sanitizer(context, 'racecheck'),
+    about: "op tests, small shapes, under compute-sanitizer, without Hopper's kernels",
+    run: context => sanitizer(context, 'racecheck', [BARRIERS, BRIEF, NOT_HOPPER]),
+  },
+  'racecheck-sm90': {
+    about: "the same of Hopper's kernels, of which older versions report what is right",
+    extra: true,
+    run: context => sanitizer(context, 'racecheck', [BARRIERS, BRIEF, ONLY_HOPPER]),
   },
   'bench-ops': {
     about: 'bars of attention, losses, norms, optimizer',

@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import os from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { run, tail } from './run.mjs'
+import { run } from './run.mjs'
 
 /** TRAIN_CORE_TEST_QUICK=1: a tiny model and few steps, to try this file where there is no GPU. */
 const SIZES = {
@@ -55,8 +55,9 @@ class Training {
     const env = { TRAIN_CORE_CACHE: this.at('cache') }
     const done = await run(process.execPath, command.map(String), this.#context, { env, onStart })
     if (done.late) throw new Error('no time left')
-    if (kill ? done.signal !== 'SIGKILL' : done.status !== 0)
-      throw new Error(`${name}: ${kill ? 'it ended before it was killed' : tail(done, 500).trim()}`)
+    if (kill ? done.signal === 'SIGKILL' : done.status === 0) return
+    this.#context.results.keep(name, done)
+    throw new Error(`${name}: ${kill ? 'it ended before it was killed' : done.stderr.trim().split('\n').at(-1)}`)
   }
   #killAt(child, name) {
     const timer = setInterval(() => {
@@ -193,7 +194,7 @@ export async function trainingStage(context) {
         context.results.add({ name, ok: value <= limit, wanted, measured, seconds: (performance.now() - began) / 1000 })
       } catch (error) {
         const ok = error.message === 'no time left' ? null : false
-        context.results.add({ name, ok, wanted, measured: error.message.slice(0, 300) })
+        context.results.add({ name, ok, wanted, measured: error.message.split('\n')[0].slice(0, 200) })
       }
     }
   } finally {

@@ -12,14 +12,15 @@ import { onnxNode } from '../../bench/rivals-npm.js'
 const folder = mkdtempSync(path.join(os.tmpdir(), 'train-core-rivals-'))
 after(() => rmSync(folder, { recursive: true }))
 
-/** A stand-in for Python with torch: speaks the protocol, sleeps instead of computing, ends when asked for 99 runs. */
+/** A stand-in for Python with torch: speaks the protocol, sleeps instead of computing, ends when asked for 99 runs, or to be gelu_backward and run. */
 function standIn(): string {
   const file = path.join(folder, 'python')
   const lines = `#!${process.execPath}
     process.stdout.write(JSON.stringify({ version: '9.9', threads: process.argv[3] }) + '\\n')
     require('node:readline').createInterface({ input: process.stdin }).on('line', line => {
       const request = JSON.parse(line)
-      if (request.run === 99) process.exit(3)
+      if (request.prepare) globalThis.op = request.prepare.op
+      if (request.run === 99 || (request.run && globalThis.op === 'gelu_backward')) process.exit(3)
       const answer = !request.prepare ? { ms: 1, cpu_ms: 500 } : request.prepare.op === 'add' ? { absent: 'no' } : { mode: 'compile', ms: {} }
       setTimeout(() => process.stdout.write(JSON.stringify(answer) + '\\n'), request.run ? 2 * request.run : 0)
     })\n`
@@ -52,11 +53,18 @@ test('rivals that are there are compared; the environment names the Python', asy
   process.env.TRAIN_CORE_PYTHON = standIn()
   try {
     const ours = { run: (count: number) => new Promise<void>(resolve => setTimeout(resolve, 4 * count)) }
-    const [row] = await compareAll({ ...matmul, op: 'gelu_forward' }, ours, 1, 2)
+    const {
+      rows: [row],
+      failures,
+    } = await compareAll({ ...matmul, op: 'gelu_forward' }, ours, 1, 2)
+    assert.deepEqual(failures, [])
     assert.equal(`${row.rival} ${row.mode}`, 'pytorch 9.9 compile')
     assert.ok(row.ratio > 0.25 && row.ratio < 1, `${row.ratio}`) // 2 ms to 4
     assert.ok(row.cpu_ratio > 3, `${row.cpu_ratio}`) // it says that it was busy; ours slept
-    assert.equal((await compareAll(add, ours, 1, 2)).length, 0)
+    assert.deepEqual(await compareAll(add, ours, 1, 2), { rows: [], failures: [] })
+    const lost = await compareAll({ ...matmul, op: 'gelu_backward' }, ours, 1, 2)
+    assert.deepEqual([lost.rows, lost.failures.length], [[], 1])
+    assert.match(lost.failures[0]!, /^pytorch 9\.9: .*ended in the middle/)
   } finally {
     if (before === undefined) delete process.env.TRAIN_CORE_PYTHON
     else process.env.TRAIN_CORE_PYTHON = before

@@ -21,6 +21,7 @@ test('stages are listed; what is none, or no number, is a usage error', () => {
     [['--skip=ops,nothing'], /no stage is called nothing/],
     [['--minutes', 'ten'], /--minutes must be a number above 0/],
     [['--jobs=0'], /--jobs must be a number above 0/],
+    [['--limit=-1'], /--limit must be a number above 0/],
     [['--stages', 'ops'], /--stages/],
   ] as const) {
     const wrong = checkCuda(words)
@@ -37,10 +38,17 @@ test('without a driver it refuses before it builds', { skip: hasDriver && 'this 
 })
 
 test('a library that can not be used is refused with its reason', { skip: noStandIn }, () => {
-  const env = { TRAIN_CORE_CUDA_LIBRARY: standIn('train_core_cuda_stub'), TRAIN_CORE_STUB: 'no-device' }
-  const { status, stderr } = checkCuda(['--no-build', '--json', at('none.json')], env)
-  assert.equal(status, 1)
-  assert.match(stderr, /needs an NVIDIA GPU; the stub has no device/)
+  const env = { TRAIN_CORE_CUDA_LIBRARY: standIn('train_core_cuda_stub') }
+  const check = (fault: string) =>
+    checkCuda(['--no-build', '--json', at('none.json')], { ...env, TRAIN_CORE_STUB: fault })
+  for (const [fault, reason] of [
+    ['no-device', /needs an NVIDIA GPU; the stub has no device/],
+    ['open', /needs an NVIDIA GPU; cuda:0: the stub does not open/],
+  ] as const) {
+    const { status, stderr } = check(fault)
+    assert.equal(status, 1)
+    assert.match(stderr, reason)
+  }
 })
 
 test('rows of several calls come together; a stage that is run again replaces its own; time runs out', {
@@ -79,6 +87,47 @@ test('rows of several calls come together; a stage that is run again replaces it
   writeFileSync(json, JSON.stringify({ ...other, commit: 'another' }))
   check('--stage=size')
   assert.equal(rowsOf(json).length, 1)
+})
+
+// As compute-sanitizer: knows some flags, writes down what it is given, starts a child that hangs.
+const SANITIZER = `#!/bin/sh
+if [ "$1" = --help ]; then echo '  --padding arg  --kernel-regex-exclude arg'; exit; fi
+echo "$*" >> "$SEEN"
+[ -z "$HANGS" ] || { echo '# Subtest: the last one'; echo 'to the log' >&2; sleep 60 & echo $! >> "$SEEN"; wait; }
+exit 9
+`
+
+test('the sanitizer gets the flags that it knows; a child that hangs is stopped with its own and kept in the log', {
+  skip: noStandIn,
+}, () => {
+  writeFileSync(at('compute-sanitizer'), SANITIZER, { mode: 0o755 })
+  const [json, seen] = [at('sanitizer.json'), at('seen')]
+  const library = standIn('train_core_cuda_stub')
+  const env = { TRAIN_CORE_CUDA_LIBRARY: library, SEEN: seen, PATH: `${folder}:${process.env.PATH}` }
+  const check = (extra: Record<string, string>, ...words: string[]) =>
+    checkCuda(['--no-build', '--json', json, '--limit', '0.2', ...words, 'ops/cosine'], { ...env, ...extra })
+  assert.equal(check({}, '--stage=memcheck,racecheck').status, 1)
+  const flags = readFileSync(seen, 'utf8').trim().split('\n')
+  assert.match(flags[0]!, /^--tool memcheck --error-exitcode 9 --padding 1024 \S*node \S*cosine_loss\.test\.js$/)
+  assert.match(flags[1]!, /^--tool racecheck --error-exitcode 9 --kernel-regex-exclude kns=_sm90_cu \S*node /)
+  const began = performance.now()
+  assert.equal(check({ HANGS: '1' }, '--stage=synccheck').status, 1)
+  assert.ok(performance.now() - began < 30_000, 'it waits for nothing that a child left behind')
+  assert.deepEqual(
+    rowsOf(json).map(({ stage, ok, measured }) => [stage, ok, measured]),
+    [
+      ['memcheck', false, '0 tests'],
+      ['racecheck', false, '0 tests'],
+      ['synccheck', false, 'hangs after the last one'],
+    ],
+  )
+  assert.match(
+    readFileSync(`${json}.log`, 'utf8'),
+    /==== synccheck ops\/cosine_loss: ended with SIGKILL\n.*\nto the log/,
+  )
+  const sleeper = Number(readFileSync(seen, 'utf8').trim().split('\n').at(-1))
+  const stat = `/proc/${sleeper}/stat`
+  assert.ok(!existsSync(stat) || / Z /.test(readFileSync(stat, 'utf8')), 'it is gone, or waits to be buried')
 })
 
 test('the table of a file', () => {

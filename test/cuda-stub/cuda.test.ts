@@ -127,9 +127,9 @@ if (asked) {
       refused(child('status', { TRAIN_CORE_CUDA_LIBRARY: other }), /has no train_core_cuda_api: it is not train-core's/)
     })
     for (const [fault, reason] of [
-      ['abi', /is of another build \(interface 3, version unknown\); wanted: interface 2.*; help: rebuild/],
+      ['abi', /is of another build \(interface 4, version unknown\); wanted: interface 3.*; help: rebuild/],
       ['args', /is of another build/],
-      ['version', /is of another build \(interface 2, version 0\.0\.0\); wanted: interface 2, version/],
+      ['version', /is of another build \(interface 3, version 0\.0\.0\); wanted: interface 3, version/],
       ['no-device', /^the stub has no device$/],
     ] as const)
       test(`with the fault ${fault} is refused, and says why`, () =>
@@ -210,6 +210,11 @@ if (asked) {
       const { seen } = child('graph', { TRAIN_CORE_STUB: 'graph-launch' })
       assert.deepEqual((seen as unknown[])[3], { code: 'ERR_DEVICE', message: 'the graph was lost' })
     })
+    test('that has met a fault says so, not that memory is out', () =>
+      assert.deepEqual(child('memory', { TRAIN_CORE_STUB: 'fault' }), {
+        code: 'ERR_DEVICE',
+        message: 'the stub met a fault',
+      }))
     test('that is out of memory names sizes', () => {
       const { code, message } = child('memory') as { code: string; message: string }
       assert.equal(code, 'ERR_MEMORY')

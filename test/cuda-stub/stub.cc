@@ -54,7 +54,8 @@ void describe(Device* d, char* text, size_t size) {
 size_t memory(Device*) { return kMemory; }
 
 // The size stands before each block.
-void* allocate(Device*, size_t bytes) {
+void* allocate(Device*, size_t bytes, Status* s) {
+  if (is("fault")) return fail(s, Status::kDevice, "the stub met a fault"), nullptr;
   if (in_use + bytes > kMemory / 4) return nullptr;
   char* block = static_cast<char*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64));
   std::memcpy(block, &bytes, sizeof bytes);
