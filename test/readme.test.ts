@@ -47,6 +47,7 @@ for (const [k, [, code]] of blocks.entries())
       assert.equal(status, 0, String(stderr))
       assert.equal(String(stderr), '')
       assert.ok(stdout.length > 20)
+      assert.doesNotMatch(String(stdout), /NaN/)
     } finally {
       rmSync(folder, { recursive: true, force: true })
     }

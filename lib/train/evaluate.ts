@@ -29,7 +29,7 @@ export interface EvaluateResult {
  * Mean cross-entropy of a model over all of a dataset: window w has inputs tokens[wT .. wT+T-1] and the same shifted by one as targets;
  * the last window may be shorter. Dropout is off.
  *
- * @throws TrainCoreError ERR_CONFIG (seqLen beyond the model's positions), ERR_DATA, ERR_ABORTED
+ * @throws TrainCoreError ERR_CONFIG (seqLen beyond the model's positions), ERR_DATA (a loss that is no number), ERR_ABORTED
  */
 export async function evaluate(
   model: GPT2,
@@ -60,5 +60,9 @@ export async function evaluate(
     done += batch.predictions
     onProgress?.(done, tokens)
   }
+  if (!Number.isFinite(sum))
+    throw new TrainCoreError('ERR_DATA', `[eval] the loss is ${sum / tokens}: the model's weights are of no use`, {
+      help: 'take an earlier checkpoint',
+    })
   return { loss: sum / tokens, perplexity: Math.exp(sum / tokens), tokens }
 }

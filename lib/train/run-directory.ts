@@ -62,14 +62,18 @@ export class RunDirectory {
   }
 
   /**
-   * Saves a checkpoint and deletes those that are one too many. Log the rows of its step first: they are made durable before it.
+   * Saves a checkpoint and deletes those that are one too many, if wanted. Log the rows of its step first: they are made durable before it.
    *
    * @throws TrainCoreError ERR_FILE
    */
-  async save(state: Omit<TrainerState, 'configHash'>, write: (folder: string) => Promise<void>): Promise<Checkpoint> {
+  async save(
+    state: Omit<TrainerState, 'configHash'>,
+    write: (folder: string) => Promise<void>,
+    { keepEarlier = false }: { keepEarlier?: boolean } = {},
+  ): Promise<Checkpoint> {
     this.#log.sync()
     const checkpoint = await writeCheckpoint(this.path, { ...state, configHash: this.#configHash }, write)
-    await pruneCheckpoints(this.path, this.#configHash, state.step, this.#keep)
+    if (!keepEarlier) await pruneCheckpoints(this.path, this.#configHash, state.step, this.#keep)
     return checkpoint
   }
 

@@ -136,7 +136,8 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
       options,
       run,
       checkpoint,
-      evaluate: evalData && (async () => (await evaluate(model, evalData, { batchSize, seqLen })).loss),
+      evaluate:
+        evalData && (async () => (await evaluate(model, evalData, { batchSize, seqLen, signal: hooks.signal })).loss),
       save: async folder => {
         await saveModel(folder)
         await trainer!.saveState(folder)

@@ -229,6 +229,13 @@ export class Trainer {
     return null
   }
 
+  /** Whether every parameter is a number. */
+  async isFinite(): Promise<boolean> {
+    for (const { set } of this.#moments)
+      for (const { name } of set.specs) if (!(await set.read(name)).every(Number.isFinite)) return false
+    return true
+  }
+
   /** Writes moments, and parameters that the model's own file lacks, into a checkpoint. @throws TrainCoreError ERR_FILE */
   async saveState(folder: string): Promise<void> {
     const tensors: TensorSource[] = this.#moments.flatMap(({ set, m, v }) =>
