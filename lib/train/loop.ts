@@ -126,7 +126,7 @@ class Loop {
       this.#evalLoss = await evaluate!()
     } catch (error) {
       if (error instanceof TrainCoreError && error.code === 'ERR_ABORTED') return
-      await this.#save()
+      await this.#save(true)
       throw error
     }
     this.#evaluating = false
