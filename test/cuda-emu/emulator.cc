@@ -101,6 +101,10 @@ struct Late {  // a product, or a store from shared memory
   unsigned group;
 };
 
+struct Range {
+  uint32_t begin, end;
+};
+
 struct Landing {
   uint32_t bar;
   std::function<void()> load;
@@ -118,6 +122,7 @@ struct Thread {
   std::vector<Late> products;
   unsigned store_group;  // as `group`, of stores
   std::vector<Late> stores;
+  std::vector<Range> unfenced;  // writes to shared memory that the copy engine may not see yet
 };
 
 std::mutex one_grid;
@@ -214,7 +219,7 @@ bool run_block_once() {
   const unsigned count = blockDim.x, begin = rank * count, end = begin + count;
   if (blocks[rank] == Block::not_started) {
     std::memset(dynamic[rank], 0xff, sizeof dynamic[rank]);
-    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}, 0, {}, 0, {}};
+    for (unsigned t = begin; t < end; t++) threads[t] = {State::fresh, nullptr, nullptr, 0, 0, 0, {}, 0, {}, 0, {}, {}};
     landings[rank].clear();
     std::memset(&together_done[begin], 0, count * sizeof *together_done);
     blocks[rank] = Block::running;
@@ -373,6 +378,18 @@ void finish(std::vector<Late>& all, unsigned group, unsigned pending) {
 void store_later(std::function<void()> store) { current->stores.push_back({std::move(store), current->store_group}); }
 void commit_stores() { current->store_group++; }
 void finish_stores(unsigned pending) { finish(current->stores, current->store_group, pending); }
+
+void note_write(uint32_t at, uint32_t bytes) { current->unfenced.push_back({at, at + bytes}); }
+void fence_writes() { current->unfenced.clear(); }
+void check_fenced(uint32_t begin, uint32_t end) {
+  const Thread* warp = &threads[rank * blockDim.x + threadIdx.x / 32 * 32];
+  for (unsigned lane = 0; lane < 32; lane++)
+    for (const Range& write : warp[lane].unfenced)
+      if (write.begin < end && begin < write.end) {
+        std::fprintf(stderr, "cuda-emu: a store of what lane %u wrote without fence_async()\n", lane);
+        std::abort();
+      }
+}
 
 Thread& warp_head() { return threads[rank * blockDim.x + threadIdx.x / 32 * 32]; }
 void product_later(std::function<void()> product) {

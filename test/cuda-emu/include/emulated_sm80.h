@@ -12,6 +12,7 @@ void count_product(Product which);
 void together(void* mine, void (*all)(void* const* lanes));
 
 void copy_later(uint8_t* to, const void* from, size_t bytes);  // then zeros, 16 bytes in all
+void note_write(uint32_t to, uint32_t bytes);                  // of the thread, to shared memory
 void commit_copies();
 void finish_copies(unsigned pending);  // all but those of the last `pending` commits
 }  // namespace emu
@@ -35,6 +36,7 @@ struct alignas(16) Words4 {
 };
 inline Words4 shared_load4(uint32_t from) { return shared_value<Words4>(from); }
 inline void pair_store(uint32_t to, float x, float y) {
+  emu::note_write(to, 8);
   shared_store(to, x);
   shared_store(to + 4, y);
 }

@@ -23,7 +23,9 @@ void finish_products(unsigned pending);  // all but those of the last `pending` 
 
 void store_later(std::function<void()> store);  // of the thread
 void commit_stores();
-void finish_stores(unsigned pending);  // all but those of the last `pending` commits
+void finish_stores(unsigned pending);             // all but those of the last `pending` commits
+void fence_writes();                              // of the thread: the copy engine sees them
+void check_fenced(uint32_t begin, uint32_t end);  // of the warp's threads, in shared memory; or stops the process
 }  // namespace emu
 
 namespace tc::cuda {
@@ -124,6 +126,7 @@ inline void head_load(uint32_t to, const CUtensorMap* map, uint32_t bar, int hea
   });
 }
 inline void box_store(const CUtensorMap* map, uint32_t from, int x, int y) {
+  emu::check_fenced(from, from + uint32_t(map->box_rows) * 128);
   emu::store_later([=] {
     for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
       if (global) std::memcpy(global, shared, size_t(map->size));
@@ -131,6 +134,7 @@ inline void box_store(const CUtensorMap* map, uint32_t from, int x, int y) {
   });
 }
 inline void box_add(const CUtensorMap* map, uint32_t from, int x, int y) {
+  emu::check_fenced(from, from + uint32_t(map->box_rows) * 128);
   emu::store_later([=] {
     for_box(map, from, x, y, [&](char* global, const uint8_t* shared) {
       float sum, more;
@@ -163,7 +167,7 @@ template <int N>
 void store_wait() {
   emu::finish_stores(N);
 }
-inline void fence_async() {}
+inline void fence_async() { emu::fence_writes(); }
 inline void prefetch_map(const CUtensorMap*) {}
 inline void wgmma_fence() {}
 inline void wgmma_commit() { emu::commit_products(); }
@@ -182,7 +186,11 @@ inline uint8_t* matrix_row(uint32_t mine, int m) {
   return shared_at(row) + threadIdx.x % 4 * 4;
 }
 inline void matrices_store(uint32_t to, const uint32_t (&x)[4]) {
-  for (int m = 0; m < 4; m++) std::memcpy(matrix_row(to, m), &x[m], 4);
+  for (int m = 0; m < 4; m++) {
+    uint8_t* at = matrix_row(to, m);
+    std::memcpy(at, &x[m], 4);
+    emu::note_write(uint32_t(at - emu::dynamic_shared()), 4);
+  }
   __syncwarp();
 }
 
