@@ -50,8 +50,11 @@ function planText({
   ].join('\n')
 }
 
-function reportText({ interrupted, rows, prompt, sample, final, out }: MainJobReport): string {
-  if (interrupted) return `interrupted: the same command goes on from the checkpoints in ${out}`
+function reportText({ interrupted, rows, prompt, sample, final }: MainJobReport): string {
+  if (interrupted) {
+    const during = ['while the teacher was trained', 'while the student was trained', 'while the control was trained']
+    return `interrupted ${during[rows.length]}: the same command goes on from there`
+  }
   const none = 'cached'
   const cells = rows.map(row => [
     row.name,
