@@ -1,3 +1,5 @@
+import { existsSync } from 'node:fs'
+import path from 'node:path'
 import { TrainCoreError } from '../errors.js'
 import type { Precision } from '../tensor.js'
 import { checkCachedWeights, DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
@@ -64,7 +66,7 @@ export interface PretrainOptions extends TrainOptions {
 export interface DistillOptions extends TrainOptions, Partial<DistillWeights> {
   /** a folder, or a preset whose weights are at hand */
   teacher: string
-  /** as {@link PretrainOptions.model} */
+  /** as {@link PretrainOptions.model}; a shape's V is the teacher's, and its T that of the folder in `init`, unless it says otherwise */
   student: string
   /** where a student given by its shape starts: `random`, `teacher-layers`, or a folder */
   init?: string
@@ -140,6 +142,16 @@ export function resolveDistill(options: DistillOptions): ResolvedDistill {
     count('topK', resolved.topK, 1, 1 << 24)
     checkCachedWeights(resolved)
   }
+  if (resolved.init !== 'teacher-layers' && resolved.layerMap !== undefined)
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `--layer-map is of --init teacher-layers; got it with --init ${resolved.init}`,
+    )
+  if (resolved.init === 'teacher-layers' && existsSync(path.join(resolved.student, 'config.json')))
+    throw new TrainCoreError(
+      'ERR_CONFIG',
+      `--init teacher-layers wants a student given by its shape; got the folder ${resolved.student}, which has weights`,
+    )
   return resolved
 }
 
@@ -164,6 +176,8 @@ function check(o: Resolved<TrainOptions>): void {
   if (o.seqLen !== undefined) count('seqLen', o.seqLen, 1, 1 << 20)
   count('gradAccum', o.gradAccum, 1, 1 << 20)
   for (const name of ['evalEvery', 'saveEvery', 'keep'] as const) count(name, o[name], 0, Number.MAX_SAFE_INTEGER)
+  if (o.evalEvery && !o.evalData?.length)
+    throw new TrainCoreError('ERR_CONFIG', `--eval-every ${o.evalEvery} wants --eval-data; got none`)
   count('threads', o.threads, 0, 1024)
   count('seed', o.seed, 0, Number.MAX_SAFE_INTEGER)
   for (const name of ['weightDecay', 'gradClip'] as const)

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { COMMANDS } from '../../lib/cli/commands.js'
 import { packageVersion } from '../../lib/native-loader.js'
@@ -23,6 +23,10 @@ const file = (name: string, content: string): string => {
   const path = join(scratch(), name)
   writeFileSync(path, content)
   return path
+}
+const modelFolder = (): string => {
+  mkdirSync(join(scratch(), 'a-model'), { recursive: true })
+  return dirname(file('a-model/config.json', '{}'))
 }
 const data = (): string => file('data.txt', 'some text, and some more of it. '.repeat(50))
 const pretrain = (...more: string[]): string[] => ['pretrain', '--model', 'L=1,H=1,C=8', '--data', data(), ...more]
@@ -81,6 +85,10 @@ test('usage errors: one line, the nearest name, exit 2', async () => {
   await fails(['distill', '--teacher', 'x', '--data', data()], 2, /--student must be given/)
   const distill = ['distill', '--teacher', 'x', '--student', 'L=1,H=1,C=8', '--data', data()]
   await fails([...distill, '--layer-map', '0,x'], 2, /--layer-map must be a list of whole numbers .*; got 0,x/)
+  await fails([...distill, '--layer-map', '0'], 2, /--layer-map is of --init teacher-layers; got it with --init random/)
+  const copied = ['--init', 'teacher-layers', '--student', modelFolder()]
+  await fails([...distill, ...copied], 2, /--init teacher-layers wants a student given by its shape; got the folder/)
+  await fails(pretrain('--eval-every', '5'), 2, /--eval-every 5 wants --eval-data; got none/)
   await fails([...distill, '--kl', '0', '--ce', '0', '--cos', '0'], 2, /one of --kl.*must be above 0/)
   await fails(['eval', '--data', data()], 2, /--model must be given/)
   const evaluate = ['eval', '--model', 'x', '--data', data()]
