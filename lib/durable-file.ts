@@ -1,5 +1,5 @@
-import { type FileHandle, open, rename, rm } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { access, constants, type FileHandle, open, rename, rm, stat } from 'node:fs/promises'
+import { dirname, resolve } from 'node:path'
 import { TrainCoreError } from './errors.js'
 
 const REASONS: Readonly<Record<string, string>> = {
@@ -22,6 +22,27 @@ export function fileError(what: string, cause: unknown): TrainCoreError {
   const { code, message } = cause as NodeJS.ErrnoException
   const reason = REASONS[code ?? ''] ?? String(message ?? cause).split('\n', 1)[0]
   return new TrainCoreError('ERR_FILE', `${what}: ${reason}`, { cause })
+}
+
+/**
+ * Looks whether a folder is there to be written into, or can be made; makes nothing.
+ *
+ * @param option that names it, for the message: `--out`
+ * @throws TrainCoreError ERR_FILE
+ */
+export async function checkFolder(folder: string, option: string): Promise<void> {
+  const what = `${option} ${folder} can't be used`
+  for (let at = resolve(folder); ; at = dirname(at)) {
+    const found = await stat(at).catch((cause: NodeJS.ErrnoException) => {
+      if (cause.code === 'ENOENT' && at !== dirname(at)) return null
+      throw fileError(what, cause)
+    })
+    if (!found) continue
+    if (!found.isDirectory()) throw new TrainCoreError('ERR_FILE', `${what}: ${at} is a file, no folder`)
+    return await access(at, constants.W_OK | constants.X_OK).catch((cause: unknown) => {
+      throw fileError(what, cause)
+    })
+  }
 }
 
 /** Largest part of a buffer handed to one system call, which takes less than 2 GiB. */

@@ -1,5 +1,7 @@
+import { checkEvalData } from '../data/eval-windows.js'
 import { openDataset, type TokenDataset } from '../data/index.js'
 import { evaluate } from '../train/evaluate.js'
+import { checkSeqLen } from '../train/options.js'
 import { demand, type Invocation } from './command.js'
 import { openModel } from './open-model.js'
 import { Progress } from './progress.js'
@@ -20,10 +22,12 @@ export async function run(invocation: Invocation): Promise<undefined> {
     textField?: string
   }
   const named = await openModel(invocation)
-  const { tokenizer, folder } = named
+  const { tokenizer, folder, config } = named
+  if (seqLen) checkSeqLen(seqLen, config.positions)
   const onWarning = ({ message }: { message: string }): void => warn(message)
   const data = await openDataset({ files, tokenizer, textField, onWarning, signal })
   try {
+    checkEvalData(data)
     if (dryRun) {
       const plan = { model: folder, device: named.device.info().description, precision: named.precision }
       const { tokens } = data

@@ -1,9 +1,9 @@
 import { Tokenizer } from '../data/index.js'
 import { type Device, device as openDevice } from '../device.js'
-import { parameterCount } from '../model/config.js'
+import { type GPT2Config, parameterCount } from '../model/config.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { resolveWeights } from '../model/hub.js'
-import { loadGPT2, readConfig } from '../model/weights.js'
+import { checkWeights, loadGPT2, readConfig } from '../model/weights.js'
 import type { Precision } from '../tensor.js'
 import { checkVocabulary, resolvePrecision, tokenizerOf } from '../train/run.js'
 import type { Invocation } from './command.js'
@@ -13,6 +13,7 @@ import { compact } from './output.js'
 /** A model as `eval` and `generate` name it: --model, --tokenizer, --device, --precision, --threads. */
 export interface NamedModel {
   readonly folder: string
+  readonly config: GPT2Config
   readonly device: Device
   readonly precision: Precision
   readonly tokenizer: Tokenizer
@@ -35,11 +36,13 @@ export async function openModel(invocation: Invocation): Promise<NamedModel> {
   const config = await readConfig(folder)
   const tokenizer = await Tokenizer.load(tokenizerOf(values.tokenizer, [folder]))
   checkVocabulary(config, tokenizer)
+  await checkWeights(folder, config)
   invocation.note(
     `${folder} (${compact(parameterCount(config))} parameters) on ${device.info().description}, ${precision}`,
   )
   return {
     folder,
+    config,
     device,
     precision,
     tokenizer,

@@ -38,12 +38,14 @@ interface FollowOptions {
 export class TrainingProgress {
   readonly hooks: Required<Omit<TrainHooks, 'signal'>>
   readonly #invocation: Invocation
+  readonly #label: () => string
   #bar: Progress | null = null
-  #cache: Progress | null = null
+  #isCacheBar = false
   #plan: RunPlan | null = null
 
   constructor(invocation: Invocation, { label = () => 'step', plans = true }: FollowOptions = {}) {
     this.#invocation = invocation
+    this.#label = label
     invocation.signal.addEventListener('abort', () =>
       this.#log('stopping: a checkpoint is saved first; once more stops at once'),
     )
@@ -51,7 +53,7 @@ export class TrainingProgress {
       onPlan: plan => {
         if (plans) this.#log(planText(plan))
         this.#plan = plan
-        this.#bar = new Progress(label(), Number(plan.options.steps), invocation.quiet ? null : process.stderr)
+        this.#bar = this.#progress(label(), Number(plan.options.steps))
       },
       onStep: row => {
         this.#bar?.update(row.step, facts(row), this.#plan!.fromStep)
@@ -72,13 +74,21 @@ export class TrainingProgress {
     this.#bar?.end()
   }
 
-  #teacherCache({ folder, windows, made, bytesPerToken, onlineKl, cachedKl, done }: TeacherCacheReport): void {
+  #progress(label: string, total: number): Progress {
+    return new Progress(label, total, this.#invocation.quiet ? null : process.stderr)
+  }
+
+  #teacherCache(report: TeacherCacheReport): void {
+    const { folder, wanted, ready, windows, made, bytesPerToken, onlineKl, cachedKl, done } = report
     if (!done) {
-      this.#cache ??= new Progress('teacher cache: windows', null, this.#invocation.quiet ? null : process.stderr)
-      this.#cache.update(windows, [`${made} made`])
+      if (!this.#isCacheBar) this.#bar = this.#progress('teacher cache: window', wanted)
+      this.#isCacheBar = true
+      this.#bar?.update(ready, [`${made} made`], ready - made)
       return
     }
-    this.#cache?.end()
+    this.end()
+    if (this.#isCacheBar) this.#bar = this.#progress(this.#label(), Number(this.#plan!.options.steps))
+    this.#isCacheBar = false
     const sample =
       cachedKl === null ? '' : `, KL ${cachedKl.toFixed(4)} where the teacher itself gives ${onlineKl?.toFixed(4)}`
     this.#log(`teacher cache ${folder}: ${windows} windows, ${bytesPerToken.toFixed(0)} bytes a token${sample}`)

@@ -83,6 +83,12 @@ export class BatchSource {
     this.#prefetch = prefetch
   }
 
+  /** How many different windows the first `count` micro-batches have. */
+  windowsIn(count: number): number {
+    const rows = count * this.batchSize
+    return this.#shuffled ? Math.min(rows, this.windows) : rows
+  }
+
   /** Index of the micro-batch that {@link next} gives. */
   get position(): number {
     return this.#position

@@ -23,12 +23,8 @@ export async function* evalWindows(
   options: { batchSize: number; seqLen: number },
 ): AsyncGenerator<EvalBatch> {
   const { batchSize: B, seqLen: T } = options
+  checkEvalData(dataset)
   const total = dataset.tokens - 1
-  if (total < 1) {
-    throw new TrainCoreError('ERR_DATA', `[eval] at least 2 tokens are wanted; got ${dataset.tokens}`, {
-      help: 'use more data',
-    })
-  }
   for (let done = 0; done < total; done += B * T) {
     const predictions = Math.min(B * T, total - done)
     const tokens = new Int32Array(predictions + 1)
@@ -42,4 +38,12 @@ export async function* evalWindows(
     weights.fill(1, 0, predictions)
     yield { inputs, targets, weights, predictions }
   }
+}
+
+/** Throws ERR_DATA where there is no token to predict. */
+export function checkEvalData({ tokens }: TokenDataset): void {
+  if (tokens < 2)
+    throw new TrainCoreError('ERR_DATA', `[eval] at least 2 tokens are wanted; got ${tokens}`, {
+      help: 'use more data',
+    })
 }

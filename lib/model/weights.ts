@@ -30,6 +30,17 @@ export async function readConfig(folder: string): Promise<GPT2Config> {
 }
 
 /**
+ * Looks whether a directory holds the weights of such a model: reads the headers of its files, no values.
+ *
+ * @throws TrainCoreError ERR_FILE, naming what is missing, unexpected or of another shape
+ */
+export async function checkWeights(folder: string, config: GPT2Config): Promise<void> {
+  const tensors = await openModelTensors(folder)
+  await tensors.close()
+  resolveNames(tensors.shapes, gpt2Parameters(config), folder)
+}
+
+/**
  * Loads a GPT-2 from a directory in Hugging Face layout: config.json and model.safetensors (or its shards), with or without the
  * `transformer.` prefix, F32, F16 or BF16.
  *

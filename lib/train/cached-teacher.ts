@@ -35,13 +35,16 @@ export async function fillTeacherCache(
   student: GPT2,
   hooks: TrainHooks,
 ): Promise<TeacherCacheReport> {
+  const wanted = source.windowsIn(count)
   let teacher: GPT2 | null = null
+  let ready = 0
   let made = 0
   let sample: { onlineKl: number; cachedKl: number } | null = null
   try {
-    for (let index = 0; index < count; index++) {
+    for (let index = 0; ready < wanted; index++) {
       const windows = source.windowsOf(index)
       const missing = windows.some(window => !cache.has(window))
+      ready = Math.min(ready + windows.length, wanted)
       if (missing) {
         if (hooks.signal?.aborted)
           throw new TrainCoreError('ERR_ABORTED', `the teacher cache ${cache.folder} was stopped; it can go on`)
@@ -51,26 +54,26 @@ export async function fillTeacherCache(
           await cache.flush()
           sample = await compare(cache, teacher, student, await source.at(index), windows)
         }
-        hooks.onTeacherCache?.(reportOf(cache, made, sample, false))
+        hooks.onTeacherCache?.(reportOf(cache, { ready, wanted, made }, sample, false))
       }
     }
     await cache.flush()
   } finally {
     teacher?.free()
   }
-  const report = reportOf(cache, made, sample, true)
+  const report = reportOf(cache, { ready, wanted, made }, sample, true)
   hooks.onTeacherCache?.(report)
   return report
 }
 
 function reportOf(
   cache: TeacherCache,
-  made: number,
+  progress: Pick<TeacherCacheReport, 'ready' | 'wanted' | 'made'>,
   sample: { onlineKl: number; cachedKl: number } | null,
   done: boolean,
 ): TeacherCacheReport {
   const { folder, windows, bytesPerToken } = cache
-  return { folder, windows, made, bytesPerToken, onlineKl: null, cachedKl: null, ...sample, done }
+  return { folder, windows, ...progress, bytesPerToken, onlineKl: null, cachedKl: null, ...sample, done }
 }
 
 /** Writes those rows of a batch that the cache lacks; returns how many. */

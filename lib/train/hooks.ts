@@ -66,7 +66,10 @@ export interface ModelSummary {
 /** How far a teacher cache has come. */
 export interface TeacherCacheReport {
   readonly folder: string
-  /** windows that are there; of them made in this run */
+  /** windows that the run needs, and of them those that are there */
+  readonly wanted: number
+  readonly ready: number
+  /** windows that are there, an earlier run's included; of them made in this run */
   readonly windows: number
   readonly made: number
   /** on the disk, for each token of text */

@@ -1,4 +1,5 @@
 import { TrainCoreError } from '../errors.js'
+import type { GPT2Config } from '../model/config.js'
 import type { GPT2 } from '../model/gpt2.js'
 import { gpt2Parameters } from '../model/names.js'
 import type { ParameterSet } from '../model/parameters.js'
@@ -64,14 +65,12 @@ export function defaultLayerMap(teacherLayers: number, studentLayers: number): n
 }
 
 /**
- * Copies embeddings, final LayerNorm and the chosen layers of the teacher into the student.
+ * The teacher layer that each student layer starts from.
  *
- * @param map for each student layer a teacher layer; default {@link defaultLayerMap}
+ * @param map as given; default {@link defaultLayerMap}
  * @throws TrainCoreError ERR_CONFIG where widths, heads or vocabularies differ, or the map does not fit
  */
-export async function initFromTeacher(student: GPT2, teacher: GPT2, map?: readonly number[]): Promise<void> {
-  const s = student.config
-  const t = teacher.config
+export function chooseLayers(s: GPT2Config, t: GPT2Config, map?: readonly number[]): readonly number[] {
   if (s.width !== t.width || s.heads !== t.heads || s.vocabSize !== t.vocabSize)
     throw new TrainCoreError(
       'ERR_CONFIG',
@@ -88,8 +87,20 @@ export async function initFromTeacher(student: GPT2, teacher: GPT2, map?: readon
   if (layers.length !== s.layers || layers.some(k => !Number.isInteger(k) || k < 0 || k >= t.layers))
     throw new TrainCoreError(
       'ERR_CONFIG',
-      `a layer map names ${s.layers} teacher layers from 0 to ${t.layers - 1}, one for each student layer; got [${layers.join(', ')}]`,
+      `--layer-map must name ${s.layers} teacher layers from 0 to ${t.layers - 1}, one for each student layer; got ${String(layers)}`,
     )
+  return layers
+}
+
+/**
+ * Copies embeddings, final LayerNorm and the chosen layers of the teacher into the student.
+ *
+ * @param map for each student layer a teacher layer; default {@link defaultLayerMap}
+ * @throws TrainCoreError ERR_CONFIG as {@link chooseLayers}
+ */
+export async function initFromTeacher(student: GPT2, teacher: GPT2, map?: readonly number[]): Promise<void> {
+  const s = student.config
+  const layers = chooseLayers(s, teacher.config, map)
   for (const { name, shape } of gpt2Parameters(s)) {
     const from = name.replace(/^transformer\.h\.(\d+)\./, (_, k: string) => `transformer.h.${layers[Number(k)]}.`)
     const data = await teacher.parameters.read(from)

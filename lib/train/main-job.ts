@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { cacheFolder, sampleText, TokenDataset, Tokenizer } from '../data/index.js'
 import { type Device, device as openDevice } from '../device.js'
+import { checkFolder } from '../durable-file.js'
 import { type GPT2Config, gpt2Config, parameterCount } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { loadGPT2 } from '../model/weights.js'
@@ -151,6 +152,8 @@ class MainJob {
   }
 
   async #open(): Promise<void> {
+    // Before the teacher is trained, which takes minutes.
+    await checkFolder(this.#out, '--out')
     const { name, text } = await sampleText()
     this.#title = name
     this.#tokenizer = await Tokenizer.load('byte')

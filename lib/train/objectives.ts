@@ -135,11 +135,13 @@ export function checkCachedWeights(weights: DistillWeights): void {
       )
 }
 
-function checkVocabularies(student: number, teacher: number): void {
+/** @throws TrainCoreError ERR_CONFIG where the sizes of the vocabularies differ */
+export function checkVocabularies(student: number, teacher: number): void {
   if (student !== teacher)
     throw new TrainCoreError(
       'ERR_CONFIG',
       `teacher and student must have one vocabulary; got ${teacher} and ${student} tokens`,
+      { help: `give the student's shape as L=..,H=..,C=..,V=${teacher}` },
     )
 }
 

@@ -136,7 +136,12 @@ export async function openRun(path: string, options: RunOptions): Promise<Opened
   }
 }
 
-async function startingPoint(
+/**
+ * Where a run goes on from, as {@link openRun} finds it; writes nothing.
+ *
+ * @throws TrainCoreError as openRun
+ */
+export async function startingPoint(
   path: string,
   configHash: string,
   resume: string,

@@ -6,10 +6,10 @@ import { TrainCoreError } from '../errors.js'
 import { type GPT2Config, PRESET_NAMES, parseModel } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { resolveWeights } from '../model/hub.js'
-import { loadGPT2, readConfig } from '../model/weights.js'
+import { checkWeights, loadGPT2, readConfig } from '../model/weights.js'
 import type { Precision } from '../tensor.js'
 import { fillTeacherCache } from './cached-teacher.js'
-import { findResumable } from './checkpoint.js'
+import { checkData, checkFolders, checkPair, copiesTeacher } from './checks.js'
 import type { ModelSummary, RunPlan, TrainHooks, TrainResult } from './hooks.js'
 import { initFromTeacher, initProjection, initRandom } from './init.js'
 import { cachedDistillObjective, distillObjective, pretrainObjective } from './objectives.js'
@@ -23,10 +23,11 @@ import {
   resolvePretrain,
   type TrainOptions,
 } from './options.js'
-import { hashModelFolder, openTeacherCache } from './teacher-cache.js'
+import { startingPoint } from './run-directory.js'
+import { type CacheKey, checkTeacherCache, hashModelFolder, openTeacherCache } from './teacher-cache.js'
 import { planOf, summaryOf, type TrainJob, train } from './train.js'
 
-/** A model named by a user: its configuration, and the folder of its weights where it has any. */
+/** A model named by a user: its configuration, and the folder that its weights come from, if they come from one. */
 interface NamedModel {
   name: string
   config: GPT2Config
@@ -87,10 +88,11 @@ export async function pretrain(options: PretrainOptions, hooks: TrainHooks = {})
  */
 export async function distill(options: DistillOptions, hooks: TrainHooks = {}): Promise<TrainResult> {
   const resolved = resolveDistill(options)
-  return await withSetup(resolved, resolved.student, resolved.teacher, hooks, async setup => {
+  return await withSetup(resolved, resolved.student, resolved, hooks, async setup => {
     if (resolved.teacherCache !== undefined)
       return await distillFromCache(resolved, resolved.teacherCache, setup, hooks)
     const { device, precision, model: named } = setup
+    // Copied layers are f32, as they are on disk.
     const frozen = !copiesTeacher(named, resolved)
     const teacher = await loadGPT2(setup.teacher!.folder!, { device, precision, frozen })
     let student: GPT2 | undefined
@@ -106,11 +108,6 @@ export async function distill(options: DistillOptions, hooks: TrainHooks = {}): 
   })
 }
 
-/** Whether the student starts from layers of the teacher, which must then have its weights in f32, as they are on disk. */
-function copiesTeacher(student: NamedModel, { init }: ResolvedDistill): boolean {
-  return init === 'teacher-layers' && !student.folder
-}
-
 /** The teacher runs only where the cache lacks windows; it is not in memory while the student trains. */
 async function distillFromCache(
   options: ResolvedDistill,
@@ -118,37 +115,43 @@ async function distillFromCache(
   setup: Setup,
   hooks: TrainHooks,
 ): Promise<TrainResult> {
-  const { device, precision, model: named, tokenizer, data, seqLen } = setup
+  const { device, precision, model: named, data, seqLen } = setup
   const { folder: weights, config } = setup.teacher!
-  const { order, packDocuments, temperature, topK = 0, steps, gradAccum } = options
-  const { vocabSize } = config
-  if (topK > vocabSize)
-    throw new TrainCoreError('ERR_CONFIG', `--top-k must be at most the teacher's ${vocabSize} tokens; got ${topK}`)
+  const { steps, gradAccum } = options
   const load = (frozen: boolean): Promise<GPT2> => loadGPT2(weights!, { device, precision, frozen })
-  const cache = await openTeacherCache(folder, {
-    teacher: await hashModelFolder(weights!),
+  const cache = await openTeacherCache(folder, await cacheKeyOf(options, setup))
+  let student: GPT2 | undefined
+  try {
+    const teacher = copiesTeacher(named, options) ? await load(false) : null
+    const made = await makeStudent(named, options, setup, teacher).finally(() => teacher?.free())
+    student = made
+    const source = new BatchSource(data, { ...options, seqLen })
+    const prepare = async (): Promise<void> => {
+      await fillTeacherCache(cache, source, steps * gradAccum, () => load(true), made, hooks)
+    }
+    const objective = cachedDistillObjective(student, config.vocabSize, options)
+    const job = jobOf('distill', options, setup, student, null, objective)
+    return await train({ ...job, teacherCache: cache, prepare }, hooks)
+  } finally {
+    student?.free()
+    await cache.close()
+  }
+}
+
+async function cacheKeyOf(options: ResolvedDistill, setup: Setup): Promise<CacheKey> {
+  const { order, packDocuments, temperature, topK = 0 } = options
+  const { teacher, tokenizer, data, seqLen, precision } = setup
+  return {
+    teacher: await hashModelFolder(teacher!.folder!),
     tokenizer: tokenizer.hash,
     data: data.hash,
     order,
     packDocuments,
     seqLen,
-    vocabSize,
+    vocabSize: teacher!.config.vocabSize,
     temperature,
     topK,
     precision,
-  })
-  let student: GPT2 | undefined
-  try {
-    const teacher = copiesTeacher(named, options) ? await load(false) : null
-    student = await makeStudent(named, options, setup, teacher).finally(() => teacher?.free())
-    const source = new BatchSource(data, { ...options, seqLen })
-    await fillTeacherCache(cache, source, steps * gradAccum, () => load(true), student, hooks)
-    const objective = cachedDistillObjective(student, vocabSize, options)
-    const job = jobOf('distill', options, setup, student, null, objective)
-    return await train({ ...job, teacherCache: cache }, hooks)
-  } finally {
-    student?.free()
-    await cache.close()
   }
 }
 
@@ -161,9 +164,11 @@ export async function planPretrain(options: PretrainOptions, hooks: TrainHooks =
 /** What {@link distill} would do; trains and writes nothing. @throws as distill */
 export async function planDistill(options: DistillOptions, hooks: TrainHooks = {}): Promise<RunPlan> {
   const resolved = resolveDistill(options)
-  return await withSetup(resolved, resolved.student, resolved.teacher, hooks, setup =>
-    planSetup('distill', resolved, setup),
-  )
+  const { teacherCache } = resolved
+  return await withSetup(resolved, resolved.student, resolved, hooks, async setup => {
+    if (teacherCache !== undefined) await checkTeacherCache(teacherCache, await cacheKeyOf(resolved, setup))
+    return await planSetup('distill', resolved, setup)
+  })
 }
 
 async function planSetup(kind: RunPlan['kind'], options: Resolved<TrainOptions>, setup: Setup): Promise<RunPlan> {
@@ -171,8 +176,7 @@ async function planSetup(kind: RunPlan['kind'], options: Resolved<TrainOptions>,
   const summary = ({ name, config }: NamedModel): ModelSummary => summaryOf(name, config)
   const job = jobOf(kind, options, setup, null, null, null)
   const { plan, configHash } = planOf(job, summary(model), teacher && summary(teacher), device, precision)
-  if (options.resume === 'never') return plan
-  const { checkpoint } = await findResumable(options.out, configHash)
+  const { checkpoint } = await startingPoint(options.out, configHash, options.resume)
   return { ...plan, fromStep: checkpoint?.state.step ?? 0 }
 }
 
@@ -198,13 +202,7 @@ async function makeStudent(
 ): Promise<GPT2> {
   const { device, precision } = setup
   const { init, layerMap, seed } = options
-  const isFolder = init !== 'random' && init !== 'teacher-layers'
-  if (named.folder && isFolder && init !== named.folder)
-    throw new TrainCoreError('ERR_CONFIG', `--init ${init} and --student ${named.folder} both name weights`, {
-      help: 'give one of them',
-    })
-  const folder = named.folder ?? (isFolder ? init : null)
-  if (folder) return await loadGPT2(folder, { device, precision, config: named.config })
+  if (named.folder) return await loadGPT2(named.folder, { device, precision, config: named.config })
   const student = new GPT2(named.config, { device, precision })
   try {
     if (init === 'teacher-layers') await initFromTeacher(student, teacher!, layerMap)
@@ -216,26 +214,33 @@ async function makeStudent(
   }
 }
 
-/** Opens device, tokenizer, configurations and data, in an order that refuses the cheap mistakes first; closes them at the end. */
+/**
+ * Opens device, tokenizer, configurations and data, in an order that refuses the cheap mistakes first; closes them at the end. What can
+ * be known to fail without reading weights fails here, so that a plan finds it too.
+ */
 async function withSetup<T>(
   options: Resolved<TrainOptions>,
   modelText: string,
-  teacherText: string | null,
+  distill: ResolvedDistill | null,
   hooks: TrainHooks,
   body: (setup: Setup) => Promise<T>,
 ): Promise<T> {
   const device = openDevice(options.device, options.threads ? { threads: options.threads } : {})
   const precision = resolvePrecision(device, options.precision)
+  await checkFolders(options, distill?.teacherCache)
   // A teacher is nothing without weights: a preset's are looked for, or downloaded.
   const hub = { signal: hooks.signal, onNotice: hooks.onWarning, onProgress: hooks.onDownload }
-  const teacherFolder = teacherText === null ? null : await resolveWeights(teacherText, hub)
-  const teacher = teacherFolder === null ? null : await nameModel(teacherFolder, null, options)
+  const teacherFolder = distill && (await resolveWeights(distill.teacher, hub))
+  const teacher = teacherFolder === null ? null : await nameModel(teacherFolder, options)
   const tokenizer = await Tokenizer.load(tokenizerOf(options.tokenizer, [modelText, teacherFolder]))
-  const model = await nameModel(modelText, tokenizer, options)
-  for (const [whose, { config }] of Object.entries({ model, ...(teacher && { teacher }) })) {
+  const vocabSize = teacher?.config.vocabSize ?? tokenizer.vocabSize
+  const model = await nameModel(modelText, options, { vocabSize, eosId: tokenizer.eosId, init: distill?.init })
+  for (const [whose, { config, folder }] of Object.entries({ model, ...(teacher && { teacher }) })) {
     checkVocabulary(config, tokenizer, whose)
     if (options.seqLen) checkSeqLen(options.seqLen, config.positions, whose)
+    if (folder) await checkWeights(folder, config)
   }
+  if (teacher) checkPair(model, teacher.config, distill!)
   const positions = Math.min(model.config.positions, teacher?.config.positions ?? model.config.positions)
   const seqLen = options.seqLen ?? Math.min(256, positions)
   const opened: TokenDataset[] = []
@@ -249,6 +254,7 @@ async function withSetup<T>(
   try {
     const data = await open(options.data)
     const evalData = options.evalData?.length ? await open(options.evalData) : null
+    checkData(options, seqLen, data, evalData)
     return await body({ device, precision, tokenizer, model, teacher, seqLen, data, evalData })
   } finally {
     for (const dataset of opened) await dataset.close()
@@ -272,12 +278,15 @@ export function checkVocabulary(config: GPT2Config, tokenizer: Tokenizer, whose 
     )
 }
 
+/** @param given what a shape leaves open, and where its weights come from */
 async function nameModel(
   text: string,
-  tokenizer: Tokenizer | null,
   options: Resolved<TrainOptions>,
+  given: { vocabSize?: number; eosId?: number; init?: string } = {},
 ): Promise<NamedModel> {
-  const defaults = { vocabSize: tokenizer?.vocabSize, positions: options.seqLen }
+  const start = initFolder(given.init)
+  const positions = start === null ? options.seqLen : (await readConfig(start)).positions
+  const defaults = { vocabSize: given.vocabSize, positions }
   const parsed = existsSync(path.join(text, 'config.json')) ? undefined : parseModel(text, defaults)
   if (!parsed && !existsSync(text))
     throw new TrainCoreError('ERR_FILE', `no model is called ${text}`, {
@@ -286,6 +295,21 @@ async function nameModel(
   const config = parsed ?? (await readConfig(text))
   const { dropout: p } = options
   const dropout = p === undefined ? config.dropout : { embedding: p, attention: p, residual: p }
-  const eosId = config.eosId ?? tokenizer?.eosId
-  return { name: text, config: { ...config, dropout, eosId }, folder: parsed ? null : text }
+  const eosId = config.eosId ?? given.eosId
+  if (!parsed && start !== null && path.resolve(start) !== path.resolve(text))
+    throw new TrainCoreError('ERR_CONFIG', `--init ${start} and --student ${text} both name weights`, {
+      help: 'give one of them',
+    })
+  return { name: text, config: { ...config, dropout, eosId }, folder: parsed ? start : text }
+}
+
+/** The folder that `--init` names, if it names one. @throws TrainCoreError ERR_FILE where it is not there */
+function initFolder(init = 'random'): string | null {
+  if (init === 'random' || init === 'teacher-layers') return null
+  if (!existsSync(init))
+    throw new TrainCoreError(
+      'ERR_FILE',
+      `--init must be random, teacher-layers or a folder; there is no folder ${init}`,
+    )
+  return init
 }

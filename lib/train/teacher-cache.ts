@@ -164,18 +164,10 @@ function idBytes(vocabSize: number): number {
  */
 export async function openTeacherCache(folder: string, key: CacheKey): Promise<TeacherCache> {
   try {
+    await checkTeacherCache(folder, key)
     await mkdir(folder, { recursive: true })
     const file = path.join(folder, SETTINGS)
-    if (existsSync(file)) await checkKey(file, key)
-    else {
-      const others = (await readdir(folder)).filter(name => !name.endsWith('.partial'))
-      if (others.length)
-        throw new TrainCoreError(
-          'ERR_CONFIG',
-          `--teacher-cache must be a new or an earlier cache; ${folder} holds others`,
-        )
-      await writeJson(file, { format: FORMAT, rule: 'bucket', ...key })
-    }
+    if (!existsSync(file)) await writeJson(file, { format: FORMAT, rule: 'bucket', ...key })
     const [records, done] = await Promise.all([RECORDS, DONE].map(name => openForUpdate(path.join(folder, name))))
     const flags = await readFile(path.join(folder, DONE))
     const written = new Set<number>()
@@ -184,6 +176,19 @@ export async function openTeacherCache(folder: string, key: CacheKey): Promise<T
   } catch (cause) {
     throw fileError(`cannot open the teacher cache ${folder}`, cause)
   }
+}
+
+/**
+ * Looks whether a folder can hold a teacher cache of this key; writes nothing.
+ *
+ * @throws TrainCoreError as {@link openTeacherCache}
+ */
+export async function checkTeacherCache(folder: string, key: CacheKey): Promise<void> {
+  const file = path.join(folder, SETTINGS)
+  if (existsSync(file)) return await checkKey(file, key)
+  const names = existsSync(folder) ? await readdir(folder) : []
+  if (names.some(name => !name.endsWith('.partial')))
+    throw new TrainCoreError('ERR_CONFIG', `--teacher-cache must be a new or an earlier cache; ${folder} holds others`)
 }
 
 async function openForUpdate(file: string): Promise<FileHandle> {

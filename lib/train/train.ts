@@ -30,6 +30,8 @@ export interface TrainJob {
   readonly seqLen: number
   /** the teacher of each batch, instead of `teacher` */
   readonly teacherCache: TeacherCache | null
+  /** long work that the run needs first; done once its directory is open, so that nothing is worked out in vain */
+  readonly prepare?: () => Promise<void>
 }
 
 /** Options that do not change what is learnt: a run may go on with others. */
@@ -103,8 +105,6 @@ export function planOf(
 export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<TrainResult> {
   const { model, options, seqLen, tokenizer } = job
   const { device } = model
-  const began = performance.now()
-  device.resetPeak()
   const summary = summaryOf(job.modelName, model.config)
   const teacher = job.teacher && summaryOf(job.teacherName!, job.teacher.config)
   const { plan, configHash } = planOf(job, summary, teacher, device, model.precision)
@@ -119,6 +119,9 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
   try {
     for (const warning of warnings) hooks.onWarning?.(warning)
     hooks.onPlan?.({ ...plan, fromStep: checkpoint?.state.step ?? 0 })
+    await job.prepare?.()
+    const began = performance.now()
+    device.resetPeak()
     trainer = new Trainer(model, job.objective, { ...options, seqLen, cachedTopK: teacherCache?.key.topK })
     if (checkpoint) {
       await readWeights(model, checkpoint.path)

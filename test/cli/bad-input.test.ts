@@ -7,6 +7,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs'
@@ -118,6 +119,12 @@ test('models: no such thing, not a model, a key that is not supported, tensors m
   )
   await fails(evaluate('model').concat('--seq-len', '17'), /--seq-len must be at most the model's 16/)
   await fails(['generate', '--model', 'model', '--prompt', 'a text of more than sixteen tokens'], /16 positions/)
+  const hollow = changed('no-weights', folder => rmSync(join(folder, 'model.safetensors')))
+  for (const bad of [short, hollow]) await fails(evaluate(bad).concat('--dry-run'), new RegExp(`${bad}.*safetensors`))
+  await fails(['generate', '--model', wide, '--prompt', 'a', '--dry-run'], /wide.*wrong shape/)
+  writeFileSync(place('one.txt'), 'a')
+  await fails(evaluate('model', 'one.txt').concat('--dry-run'), /at least 2 tokens are wanted; got 1/)
+  await fails(evaluate('model').concat('--seq-len', '17', '--dry-run'), /--seq-len must be at most the model's 16/)
   await fails(evaluate('gpt2'), /weights of gpt2 are not on this machine/)
 })
 

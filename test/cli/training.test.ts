@@ -103,6 +103,20 @@ async function windowLoss(folder: string, text: string, T: number): Promise<{ lo
   return { loss: sum / (ids.length - 1), tokens: ids.length - 1 }
 }
 
+test('a teacher cache is told of after the plan, with its size and how far it is', async () => {
+  const args = ['distill', '--teacher', 'teacher/final', '--student', 'L=1,H=2,C=16', ...TINY, '--steps', '3']
+  const { stderr } = await succeeds([...args, '--teacher-cache', 'cached', '--out', 'from-cache'])
+  const told = ['distill ', 'options ', 'teacher cache: window 2/6  2 made', 'teacher cache: window 6/6  6 made']
+  const places = [...told, 'teacher cache cached: 6 windows, ', 'step 1/3 '].map(line =>
+    stderr.indexOf(`\n${line}`, -1),
+  )
+  assert.ok(stderr.startsWith(told[0]!), stderr)
+  assert.ok(
+    places.slice(1).every((place, k) => place > places[k]!),
+    stderr,
+  )
+})
+
 test('generate: greedy is the most probable token; a seed gives the same text; prompt from stdin', async () => {
   const generate = ['generate', '--model', 'teacher/final', '--precision', 'f32', '--max-tokens', '8']
   const greedy = await succeeds([...generate, '--prompt', 'the ', '--temperature', '0'])
