@@ -129,6 +129,8 @@ export async function openSafetensors(file: string): Promise<SafetensorsFile> {
 export interface ModelTensors {
   readonly tensors: ReadonlyMap<string, TensorEntry>
   readonly shapes: ReadonlyMap<string, readonly number[]>
+  /** path of the file that holds a tensor */
+  pathOf(name: string): string
   /** as {@link SafetensorsFile.read} */
   read(name: string, into?: Uint8Array): Promise<Uint8Array>
   /** as {@link SafetensorsFile.readFloat32} */
@@ -182,6 +184,7 @@ export async function openModelTensors(folder: string): Promise<ModelTensors> {
   return {
     tensors,
     shapes: new Map([...tensors].map(([name, { shape }]) => [name, shape])),
+    pathOf: name => fileWith(name).path,
     read: async (name, into) => await fileWith(name).read(name, into),
     readFloat32: async name => await fileWith(name).readFloat32(name),
     close,

@@ -141,6 +141,37 @@ onEachDevice(
   MODEL_OPS,
 )
 
+onEachDevice(
+  'weights that are not finite are refused, with tensor and file',
+  async device => {
+    const { live } = device.info()
+    const damaged = (name: string, at: number, value: number) => (tensors: TensorSource[]) =>
+      tensors.map(tensor => {
+        if (tensor.name !== name) return tensor
+        const values = (tensor.data() as Float32Array).slice()
+        values[at] = value
+        return f32(name, tensor.shape, values)
+      })
+    const refused = async (path: string, message: RegExp) => {
+      for (const frozen of [false, true])
+        await assert.rejects(GPT2.load(path, { frozen }), { code: 'ERR_FILE', message })
+    }
+    const nan = await variant('nan', damaged('transformer.wte.weight', 975, Number.NaN))
+    await refused(
+      nan,
+      /nan.model\.safetensors: tensor transformer\.wte\.weight must be finite; got NaN at element 975;/,
+    )
+    const infinite = damaged('transformer.h.1.ln_2.bias', 0, Number.NEGATIVE_INFINITY)
+    const shards = await variant('infinite', infinite, 8000)
+    await refused(
+      shards,
+      /model-\d+-of-\d+\.safetensors: tensor transformer\.h\.1\.ln_2\.bias .* -Infinity at element 0;/,
+    )
+    assert.equal(device.info().live, live)
+  },
+  MODEL_OPS,
+)
+
 for (const precision of ['f32', 'bf16'] as const)
   onEachDevice(
     `what is saved loads again, bit for bit (${precision})`,
