@@ -29,7 +29,9 @@ export async function run(invocation: Invocation): Promise<undefined> {
   }
   const began = performance.now()
   try {
-    const options = { maxTokens, temperature, topK, topP, seed, signal, eosId: model.config.eosId ?? tokenizer.eosId }
+    const { vocabSize } = tokenizer
+    const eosId = model.config.eosId ?? tokenizer.eosId
+    const options = { maxTokens, temperature, topK, topP, seed, signal, vocabSize, eosId }
     for await (const id of model.generate(ids, options)) {
       tokens++
       write(decoder.push(id))

@@ -15,6 +15,8 @@ export interface GenerateOptions {
   topK?: number
   /** then keep the fewest whose probability reaches p; 1 (default): all */
   topP?: number
+  /** only ids below it are drawn; default all of the model's, and never more. A tokenizer's, where the model has padding above it */
+  vocabSize?: number
   /** the same seed gives the same tokens; default 0 */
   seed?: number
   /** stops after this id, which is not given out; default the configuration's eosId */
@@ -30,7 +32,7 @@ const SAMPLE_STREAM = 1 << 20
  *
  * @param prompt at least one token id
  * @returns an async iterator of token ids
- * @throws TrainCoreError ERR_ARGUMENT for an empty or too long prompt, ERR_ABORTED when `signal` fires
+ * @throws TrainCoreError ERR_ARGUMENT for a prompt that is no token ids, empty or too long, ERR_ABORTED when `signal` fires
  */
 export async function* generate(
   model: GPT2,
@@ -39,7 +41,9 @@ export async function* generate(
 ): AsyncGenerator<number> {
   const { maxTokens = 100, temperature = 1, topK = 0, topP = 1, seed = 0, signal } = options
   const eosId = options.eosId === undefined ? model.config.eosId : options.eosId
-  const { positions, vocabSize } = model.config
+  const { positions } = model.config
+  const { vocabSize = model.config.vocabSize } = options
+  let next = tokenIds(prompt)
   if (prompt.length < 1) throw new TrainCoreError('ERR_ARGUMENT', 'a prompt must have at least one token; got none')
   if (prompt.length >= positions)
     throw new TrainCoreError(
@@ -48,13 +52,15 @@ export async function* generate(
     )
   if (!Number.isInteger(maxTokens) || maxTokens < 0)
     throw new TrainCoreError('ERR_ARGUMENT', `maxTokens must be an integer of 0 or more; got ${maxTokens}`)
+  if (!Number.isInteger(vocabSize) || vocabSize < 1)
+    throw new TrainCoreError('ERR_ARGUMENT', `vocabSize must be an integer of 1 or more; got ${vocabSize}`)
   const count = Math.min(maxTokens, positions - prompt.length)
   const rng = createRng(seed, model.device)
   let cache: KVCache | undefined
   try {
     cache = model.createCache(1, prompt.length + count)
-    const choose = { vocab: vocabSize, temperature, topK, topP, stream: SAMPLE_STREAM }
-    let next = tokenIds(prompt)
+    const vocab = Math.min(vocabSize, model.config.vocabSize)
+    const choose = { vocab, temperature, topK, topP, stream: SAMPLE_STREAM }
     let past = 0
     for (let made = 0; made < count; made++) {
       if (signal?.aborted) throw new TrainCoreError('ERR_ABORTED', 'generation was aborted', { cause: signal.reason })

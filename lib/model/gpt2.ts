@@ -1,4 +1,5 @@
 import { currentDevice, type Device, device as openDevice } from '../device.js'
+import { isTypedArray } from '../dtype.js'
 import { TrainCoreError } from '../errors.js'
 import { attention, attentionCached, kvAppend } from '../ops/attention.js'
 import { embedding } from '../ops/embedding.js'
@@ -80,7 +81,7 @@ export class GPT2 {
   /**
    * Continues a prompt of token ids, one token at a time.
    *
-   * @throws TrainCoreError ERR_ARGUMENT for an empty or too long prompt, ERR_ABORTED
+   * @throws TrainCoreError ERR_ARGUMENT for a prompt that is no token ids, empty or too long, ERR_ABORTED
    */
   async *generate(prompt: readonly number[] | Int32Array, options: GenerateOptions = {}): AsyncGenerator<number> {
     const { generate } = await import('./generate.js')
@@ -195,8 +196,8 @@ export class GPT2 {
    * @returns f32 [B,T,V], row-major; V is the real vocabulary
    */
   async logits(tokens: readonly (readonly number[] | Int32Array)[]): Promise<Float32Array> {
-    const B = tokens.length
-    const T = tokens[0]?.length ?? 0
+    const B = Array.isArray(tokens) ? tokens.length : 0
+    const T = tokens?.[0]?.length ?? 0
     if (!B || !T || tokens.some(row => row.length !== T))
       throw new TrainCoreError('ERR_SHAPE', 'logits() takes one or more rows of tokens, all of one length >= 1')
     const flat = new Int32Array(B * T)
@@ -236,9 +237,15 @@ export class GPT2 {
   }
 }
 
-/** Token ids as a tensor takes them. @throws TrainCoreError ERR_ARGUMENT for what is no integer */
+/** Token ids as a tensor takes them. @throws TrainCoreError ERR_ARGUMENT for what is no list of integers */
 export function tokenIds(ids: readonly number[] | Int32Array): Int32Array {
   if (ids instanceof Int32Array) return ids
+  if (!Array.isArray(ids) && !isTypedArray(ids)) {
+    const got = typeof ids === 'string' ? 'a text' : String(ids)
+    throw new TrainCoreError('ERR_ARGUMENT', `token ids are an array of integers; got ${got}`, {
+      help: 'a tokenizer makes them of a text: tokenizer.encode(text)',
+    })
+  }
   const at = ids.findIndex(id => !Number.isInteger(id))
   if (at >= 0) throw new TrainCoreError('ERR_ARGUMENT', `token ids are integers; got ${ids[at]} at ${at}`)
   return Int32Array.from(ids)

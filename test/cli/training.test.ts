@@ -143,6 +143,14 @@ test('generate: greedy is the most probable token; a seed gives the same text; p
   assert.match(empty.stderr, /^8 tokens/m)
 })
 
+test('generate: ids that the model has beyond the tokenizer are never drawn', async () => {
+  const padded = ['pretrain', '--model', 'L=1,H=1,C=8,V=384', ...TINY, '--seq-len', '64', '--steps', '1']
+  await succeeds([...padded, '--out', 'padded', '--quiet'])
+  const generate = ['generate', '--model', 'padded/final', '--prompt', 'a', '--max-tokens', '99']
+  const { stdout } = await succeeds([...generate, '--temperature', '50', '--seed', '1', '--json'])
+  assert.equal(JSON.parse(stdout).tokens, 63)
+})
+
 test('--dry-run says what would be and writes nothing', async () => {
   const plan = JSON.parse((await succeeds(pretrain('dry', '--dry-run', '--json'))).stdout) as RunPlan
   assert.deepEqual([plan.kind, plan.tokensPerStep, plan.options.steps], ['pretrain', 32, 1000])

@@ -137,6 +137,21 @@ onEachDevice(
 )
 
 onEachDevice(
+  "no token above a tokenizer's is drawn",
+  async () => {
+    const model = formulaModel('deep')
+    for (const temperature of [0, 1]) {
+      const all = await tokensOf(model, { seed: 7, temperature })
+      assert.ok(Math.max(...all) >= 100, 'there is something to leave out')
+      const made = await tokensOf(model, { seed: 7, temperature, vocabSize: 100 })
+      assert.ok(made.length === 43 && Math.max(...made) < 100, `temperature ${temperature}: ${made.join()}`)
+      assert.deepEqual(await tokensOf(model, { seed: 7, temperature, vocabSize: 50_000 }), all, "the model's are all")
+    }
+  },
+  MODEL_OPS,
+)
+
+onEachDevice(
   'text ends before the end-of-text token',
   async () => {
     const source = formulaModel('deep')
@@ -163,6 +178,13 @@ onEachDevice(
     await refused({}, /48 positions; got a prompt of 48 tokens/, Array<number>(48).fill(1))
     await refused({}, /token ids are integers; got 1.5 at 1/, [1, 1.5])
     await refused({}, /token ids are integers; got NaN at 0/, [Number.NaN])
+    for (const [given, got] of [
+      ['hello', 'a text'],
+      [null, 'null'],
+      [5, '5'],
+    ] as const)
+      await refused({}, new RegExp(`an array of integers; got ${got}; help: .*encode`), given as never)
+    for (const vocabSize of [0, 1.5]) await refused({ vocabSize }, /vocabSize must be an integer of 1 or more/)
     await refused({ maxTokens: -1 }, /maxTokens must be an integer of 0 or more; got -1/)
     await refused({ maxTokens: 1.5 }, /maxTokens .* got 1.5/)
     await refused({ seed: -1 }, /seed .* got -1/)
