@@ -142,10 +142,14 @@ export interface DatasetOptions {
  * tokenized once into a cached shard; `.bin` files are read in place.
  *
  * Throws ERR_FILE for what is not there or can't be read, ERR_DATA for what is not what its name says, holds nothing, or
- * (`.bin`) has ids outside the tokenizer's vocabulary.
+ * (`.bin`) has ids outside the tokenizer's vocabulary, ERR_ARGUMENT without a tokenizer or a list of files.
  */
 export async function openDataset(options: DatasetOptions): Promise<TokenDataset> {
-  const { tokenizer, textField, signal } = options
+  const { tokenizer, textField, signal } = options ?? {}
+  if (typeof tokenizer?.encode !== 'function')
+    throw new TrainCoreError('ERR_ARGUMENT', `[data] a tokenizer is wanted; got ${String(tokenizer)}`, {
+      help: "openDataset({ files, tokenizer: await Tokenizer.load('gpt2') })",
+    })
   const cacheDir = options.cacheDir ?? join(cacheFolder(), 'tokens')
   const onWarning = options.onWarning ?? (warning => process.emitWarning(warning.message, 'TrainCoreWarning'))
   const files = await findDataFiles(options.files)

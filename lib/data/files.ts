@@ -1,5 +1,6 @@
 import { readdir, stat } from 'node:fs/promises'
-import { join, sep } from 'node:path'
+import { sep } from 'node:path'
+import { fileError } from '../durable-file.js'
 import { TrainCoreError } from '../errors.js'
 
 /** A data file and how to read it. */
@@ -35,9 +36,12 @@ export function formatOf(path: string): DataFile | undefined {
  * The data files that `patterns` name: files, directories (all known files below, hidden ones left out) and globs
  * (`*`, `?`, `**`, `[a-z]`, `{a,b}`). Patterns keep their order; what one pattern names is sorted by path.
  *
- * Throws ERR_FILE for what does not exist and ERR_DATA for a file of unknown kind or a pattern without any data file.
+ * Throws ERR_FILE for what does not exist or can't be read, ERR_DATA for a file of unknown kind or a pattern without any data file,
+ * ERR_ARGUMENT for what is no list of texts.
  */
 export async function findDataFiles(patterns: readonly string[]): Promise<DataFile[]> {
+  if (!Array.isArray(patterns) || patterns.some(pattern => typeof pattern !== 'string'))
+    throw new TrainCoreError('ERR_ARGUMENT', `[data] files must be a list of paths; got ${JSON.stringify(patterns)}`)
   const found: DataFile[] = []
   for (const pattern of patterns) found.push(...(await expand(pattern)))
   if (found.length === 0) throw new TrainCoreError('ERR_DATA', '[data] at least one data file is wanted; got none')
@@ -47,7 +51,7 @@ export async function findDataFiles(patterns: readonly string[]): Promise<DataFi
 async function expand(pattern: string): Promise<DataFile[]> {
   const info = await stat(pattern).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined
-    throw new TrainCoreError('ERR_FILE', `[data] cannot open ${pattern}: ${error.message}`, { cause: error })
+    throw fileError(`[data] cannot open ${pattern}`, error)
   })
   if (info?.isFile()) {
     const file = formatOf(pattern)
@@ -55,16 +59,20 @@ async function expand(pattern: string): Promise<DataFile[]> {
     throw new TrainCoreError('ERR_DATA', `[data] a file of kind ${KNOWN} is wanted; got ${pattern}`)
   }
   if (info?.isDirectory()) return known(await walk(pattern), `the directory ${pattern}`)
-  if (!info && /[*?[{]/.test(pattern)) {
-    const base = globBase(pattern)
-    const matches = globToRegExp(pattern)
-    const paths = await walk(base || '.').catch(() => [])
-    return known(
-      paths.map(path => (base ? path : path.slice(2))).filter(path => matches.test(path)),
-      `the pattern ${pattern}`,
-    )
-  }
+  if (!info && /[*?[{]/.test(pattern))
+    return known(await matching(pattern.replace(/\/+/g, '/')), `the pattern ${pattern}`)
   throw new TrainCoreError('ERR_FILE', `[data] there is no file or directory ${pattern}`)
+}
+
+/** The files that a glob matches, of any kind. */
+async function matching(glob: string): Promise<string[]> {
+  const { base, depth } = globBase(glob)
+  const paths = await walk(base || '.', depth).catch((error: TrainCoreError) => {
+    if (['ENOENT', 'ENOTDIR'].includes((error.cause as NodeJS.ErrnoException)?.code ?? '')) return []
+    throw error
+  })
+  const regExp = globToRegExp(glob)
+  return paths.map(path => (base ? path : path.slice(2))).filter(path => regExp.test(path))
 }
 
 function known(paths: string[], where: string): DataFile[] {
@@ -73,27 +81,29 @@ function known(paths: string[], where: string): DataFile[] {
   return files
 }
 
-/** Files below `dir`, sorted, hidden files and folders left out. A link to a folder is not followed. */
-async function walk(dir: string): Promise<string[]> {
+/** Files at most `depth` folders below `dir`, sorted, hidden files and folders left out. A link to a folder is not followed. */
+async function walk(dir: string, depth = Number.POSITIVE_INFINITY): Promise<string[]> {
   const paths: string[] = []
-  for (const entry of await readdir(dir, { withFileTypes: true })) {
+  const entries = await readdir(dir, { withFileTypes: true }).catch((cause: unknown) => {
+    throw fileError(`[data] cannot read the folder ${dir}`, cause)
+  })
+  for (const entry of entries) {
     if (entry.name.startsWith('.')) continue
     const path = dir === '/' ? `/${entry.name}` : `${dir.replace(/[/\\]+$/, '')}${sep}${entry.name}`
-    if (entry.isDirectory()) paths.push(...(await walk(path)))
-    else if (entry.isFile() || (entry.isSymbolicLink() && (await stat(path).catch(() => undefined))?.isFile()))
+    if (entry.isDirectory()) {
+      if (depth > 0) paths.push(...(await walk(path, depth - 1)))
+    } else if (entry.isFile() || (entry.isSymbolicLink() && (await stat(path).catch(() => undefined))?.isFile()))
       paths.push(path)
   }
   return paths.sort((a, b) => (a < b ? -1 : a > b ? 1 : 0))
 }
 
-/** The folders of a glob before its first wildcard; empty for the working directory. */
-function globBase(pattern: string): string {
+/** The folders of a glob before its first wildcard (empty: the working directory), and how many folders below them it can reach. */
+function globBase(pattern: string): { base: string; depth: number } {
   const parts = pattern.split('/')
   const first = parts.findIndex(part => /[*?[{]/.test(part))
-  const base = parts.slice(0, first)
-  return base.length === 1 && base[0] === ''
-    ? '/'
-    : join(...base.map(part => part || '/')).replace(/^\.$/, first > 0 ? '.' : '')
+  const base = parts.slice(0, first).join('/') || (first > 0 ? '/' : '')
+  return { base, depth: pattern.includes('**') ? Number.POSITIVE_INFINITY : parts.length - first - 1 }
 }
 
 /** A glob as a regular expression over whole paths. */

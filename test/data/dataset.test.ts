@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import {
   appendFileSync,
+  chmodSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -14,7 +15,7 @@ import { join } from 'node:path'
 import { after, before, beforeEach, describe, test } from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { openDataset, TokenDataset } from '../../lib/data/dataset.js'
-import { type DataWarning, globToRegExp } from '../../lib/data/files.js'
+import { type DataWarning, findDataFiles, globToRegExp } from '../../lib/data/files.js'
 import { Tokenizer } from '../../lib/data/tokenizer.js'
 import { sampleDataPath, withSampleData } from '../sample-data.js'
 import { allTokens, byteText, idsHash, randomSource, randomText, zstdFrame } from './helpers.js'
@@ -241,6 +242,40 @@ describe('finding files', () => {
     assert.equal(await textOf([join(dir, 'in/sub'), join(dir, 'in/b.txt')]), 'd|e|b')
   })
 
+  test('a glob may begin with ./ or hold //', async () => {
+    mkdirSync(join(dir, 'in/sub'), { recursive: true })
+    for (const name of ['b.txt', 'sub/e.txt']) write(`in/${name}`, 'x')
+    const here = process.cwd()
+    const found = async (glob: string) => (await findDataFiles([glob])).map(file => file.path)
+    try {
+      process.chdir(dir)
+      assert.deepEqual(await found('./in/*.txt'), ['./in/b.txt'])
+      assert.deepEqual(await found('in//*/*.txt'), ['in/sub/e.txt'])
+      assert.deepEqual(await found('*/*.txt'), ['in/b.txt'])
+      assert.deepEqual(await found('./**/*.txt'), ['./in/b.txt', './in/sub/e.txt'])
+    } finally {
+      process.chdir(here)
+    }
+  })
+
+  test('a folder that may not be read is named; one that a glob does not reach into is no matter', async t => {
+    const isRoot = process.geteuid!() === 0
+    if (isRoot) process.seteuid!(65534) // nobody: root may read everything
+    const closed = join(mkdtempSync(join(tmpdir(), 'train-core-closed-')), 'in')
+    t.after(() => {
+      chmodSync(join(closed, 'private'), 0o700)
+      rmSync(join(closed, '..'), { recursive: true })
+      if (isRoot) process.seteuid!(0)
+    })
+    mkdirSync(join(closed, 'private'), { recursive: true })
+    writeFileSync(join(closed, 'a.txt'), 'a')
+    chmodSync(join(closed, 'private'), 0)
+    const refused = { code: 'ERR_FILE', message: /cannot (read the folder|open) .*private.*: permission denied/ }
+    for (const pattern of ['', 'private', '**/*.txt', '*/*.txt', 'private/*.txt'])
+      await assert.rejects(findDataFiles([join(closed, pattern)]), refused, pattern)
+    assert.equal((await findDataFiles([join(closed, '*.txt')])).length, 1)
+  })
+
   test('the order is that of whole paths', async () => {
     mkdirSync(join(dir, 'in/a'), { recursive: true })
     for (const name of ['a/1.txt', 'a-b.txt', 'a.txt']) write(`in/${name}`, name.slice(0, 3))
@@ -272,6 +307,13 @@ describe('finding files', () => {
     await assert.rejects(openFiles([write('a.bin.gz', 'x')]), { code: 'ERR_DATA' })
     await assert.rejects(openFiles([join(dir, '*.txt')]), { code: 'ERR_DATA', message: /has no file of kind/ })
     await assert.rejects(openFiles([]), { code: 'ERR_DATA' })
+    await assert.rejects(openFiles('a.txt' as never), {
+      code: 'ERR_ARGUMENT',
+      message: /a list of paths; got "a\.txt"/,
+    })
+    for (const options of [{ files: ['a.txt'] }, { files: ['a.txt'], tokenizer: 'byte' }, undefined] as never[])
+      await assert.rejects(openDataset(options), { code: 'ERR_ARGUMENT', message: /a tokenizer is wanted; got/ })
+    await assert.rejects(openFiles([5] as never), { code: 'ERR_ARGUMENT', message: /a list of paths; got \[5\]/ })
     await assert.rejects(openFiles([write('empty.txt', '')]), {
       code: 'ERR_DATA',
       message: /there is none in .*empty\.txt/,
