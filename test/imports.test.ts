@@ -7,7 +7,7 @@ import { root } from './process/run-node.js'
 
 // The lowest first. A name ending in / is a folder.
 const layers: string[][] = [
-  ['errors', 'dtype', 'durable-file'],
+  ['errors', 'nearest', 'dtype', 'durable-file'],
   ['data/', 'native-loader'], // data: of the lowest layer alone
   ['native'],
   ['doctor/run-case', 'doctor/case', 'doctor/cases', 'doctor/loss-cases', 'doctor/formulas', 'doctor/first-use'],

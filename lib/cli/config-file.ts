@@ -1,8 +1,9 @@
 import { readFile } from 'node:fs/promises'
 import { fileError } from '../durable-file.js'
 import { TrainCoreError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import { camelCase, kebabCase, type Options, type Values } from './options.js'
-import { nearest, UsageError } from './usage.js'
+import { UsageError } from './usage.js'
 import { checkedValue, shown } from './values.js'
 
 /** A top-level key of a configuration file. */

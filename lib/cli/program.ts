@@ -1,13 +1,14 @@
 import yargs, { type Argv } from 'yargs'
 import { TrainCoreError } from '../errors.js'
 import { packageVersion } from '../native-loader.js'
+import { nearest } from '../nearest.js'
 import { allOptions, type Command, invocation } from './command.js'
 import { COMMANDS } from './commands.js'
 import { readConfigFile } from './config-file.js'
 import { Interrupt } from './interrupt.js'
 import { camelCase, type Options, type Values } from './options.js'
 import { DONE, FAILED, guardStreams, reportError } from './output.js'
-import { nearest, UsageError } from './usage.js'
+import { UsageError } from './usage.js'
 import { checkedValue } from './values.js'
 
 /** Runs `train-core ...args`. @returns the exit code */
@@ -90,6 +91,11 @@ function yargsOption(option: Options[string], help: boolean): object {
 /** What yargs found wrong, with the nearest name that is known. */
 function usageError(message: string, args: readonly string[], known: ReadonlyMap<string, Options>): UsageError {
   const help = 'train-core --help lists them'
+  const names = COMMANDS.map(command => command.name).filter(Boolean)
+  // First of all: the options of a command that is not known are not known either.
+  const [first = '-'] = args
+  if (!first.startsWith('-') && !names.includes(first))
+    return new UsageError(`unknown command ${first}; did you mean ${nearest(first, names)}? (${help})`)
   const unknown = /^Unknown arguments?: (.+)$/.exec(message)?.[1]?.split(', ')[0]
   if (unknown !== undefined) {
     const typed = args.find(arg => /^--?(?:no-)?([^=]*)/.exec(arg)?.[1] === unknown)
@@ -99,10 +105,7 @@ function usageError(message: string, args: readonly string[], known: ReadonlyMap
         `unknown option ${typed.split('=')[0]}; did you mean --${nearest(unknown, flags)}? (${help})`,
       )
     }
-    const names = COMMANDS.map(command => command.name).filter(Boolean)
-    return args[0] === unknown
-      ? new UsageError(`unknown command ${unknown}; did you mean ${nearest(unknown, names)}? (${help})`)
-      : new UsageError(`unexpected argument ${unknown} (${help})`)
+    return new UsageError(`unexpected argument ${unknown} (${help})`)
   }
   const lacking = /^Not enough arguments following: (.+)$/.exec(message)?.[1]
   return new UsageError(lacking ? `--${lacking} wants a value; got none` : message)

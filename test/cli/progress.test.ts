@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { beforeEach, test } from 'node:test'
 import { compact, duration, mebibytes, table } from '../../lib/cli/output.js'
 import { Progress, type Screen } from '../../lib/cli/progress.js'
-import { editDistance, nearest } from '../../lib/cli/usage.js'
+import { editDistance, nearest } from '../../lib/nearest.js'
 
 let clock = 0
 const now = (): number => clock

@@ -62,6 +62,8 @@ test('help, env and build answer without the native binary; what needs it says h
 
 test('usage errors: one line, the nearest name, exit 2', async () => {
   await fails(['pretrian'], 2, /unknown command pretrian; did you mean pretrain\?/)
+  for (const [typed, meant] of Object.entries({ distil: 'distill', evaluate: 'eval', train: 'pretrain' }))
+    await fails([typed, '--data', 'x'], 2, new RegExp(`unknown command ${typed}; did you mean ${meant}\\?`))
   await fails(['ops', '--jsn'], 2, /unknown option --jsn; did you mean --json\?/)
   await fails(pretrain('--batchsize', '3'), 2, /unknown option --batchsize; did you mean --batch-size\?/)
   await fails(pretrain('--sets=3'), 2, /unknown option --sets; did you mean --steps\?/)
