@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { TrainCoreError } from '../errors.js'
+import { nearest } from '../nearest.js'
 import type { Precision } from '../tensor.js'
 import { checkCachedWeights, DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
 import { checkSchedule, type ScheduleName } from './schedule.js'
@@ -110,6 +111,19 @@ export const TRAIN_DEFAULTS: Required<
   packDocuments: false,
 }
 
+/** Every name, for each kind of run: the compiler sees to it that none is left out. */
+const TRAIN_NAMES: Readonly<Record<keyof TrainOptions, unknown>> = {
+  ...TRAIN_DEFAULTS,
+  ...{ data: null, evalData: null, tokenizer: null, textField: null, seqLen: null },
+  ...{ warmup: null, minLr: null, dropout: null, out: null },
+}
+const PRETRAIN_NAMES: Readonly<Record<keyof PretrainOptions, unknown>> = { ...TRAIN_NAMES, model: null }
+const DISTILL_NAMES: Readonly<Record<keyof DistillOptions, unknown>> = {
+  ...TRAIN_NAMES,
+  ...DISTILL_DEFAULTS,
+  ...{ teacher: null, student: null, init: null, layerMap: null, teacherCache: null, topK: null },
+}
+
 /** What a run may leave undefined even when resolved. */
 type Open = 'evalData' | 'tokenizer' | 'textField' | 'dropout' | 'seqLen'
 
@@ -118,24 +132,31 @@ export type Resolved<T extends TrainOptions> = T & Required<Omit<TrainOptions, O
 
 /** {@link PretrainOptions} resolved. @throws TrainCoreError ERR_CONFIG naming the option */
 export function resolvePretrain(options: PretrainOptions): Resolved<PretrainOptions> {
+  checkNames(options, PRETRAIN_NAMES)
   requireText('model', options.model)
   return resolve(options, 'runs/pretrain')
 }
 
 /** {@link DistillOptions} resolved. @throws TrainCoreError ERR_CONFIG naming the option */
 export function resolveDistill(options: DistillOptions): ResolvedDistill {
+  checkNames(options, DISTILL_NAMES)
   requireText('teacher', options.teacher)
   requireText('student', options.student)
   const cached = options.teacherCache === undefined ? {} : { cos: 0, topK: 64 }
   const resolved = { ...DISTILL_DEFAULTS, init: 'random', ...cached, ...resolve(options, 'runs/distill') }
   const { temperature, beta, kl, rkl, jsd, ce, cos } = resolved
   demand('temperature', temperature > 0 && Number.isFinite(temperature), 'above 0', temperature)
-  demand('beta', beta >= 0 && beta <= 1, 'from 0 to 1', beta)
+  demand('beta', Number.isFinite(beta) && beta >= 0 && beta <= 1, 'from 0 to 1', beta)
   const weights = { kl, rkl, jsd, ce, cos }
   for (const [name, weight] of Object.entries(weights))
     demand(name, weight >= 0 && Number.isFinite(weight), '0 or more', weight)
   if (!Object.values(weights).some(weight => weight > 0))
     throw new TrainCoreError('ERR_CONFIG', 'one of --kl, --rkl, --jsd, --ce and --cos must be above 0; all are 0')
+  const { init, layerMap, teacherCache } = resolved
+  requireText('init', init)
+  if (teacherCache !== undefined) requireText('teacherCache', teacherCache)
+  const isList = Array.isArray(layerMap) && layerMap.every(layer => Number.isInteger(layer) && layer >= 0)
+  demand('layerMap', isList || layerMap === undefined, 'a list of whole numbers', JSON.stringify(layerMap))
   if (resolved.topK !== undefined) {
     if (resolved.teacherCache === undefined)
       throw new TrainCoreError('ERR_CONFIG', '--top-k is of a teacher cache; got it without --teacher-cache')
@@ -165,12 +186,30 @@ function resolve<T extends TrainOptions>(options: T, out: string): Resolved<T> {
   return resolved
 }
 
+/** @throws TrainCoreError ERR_CONFIG for what is no object of options, and for a name that is none of them */
+function checkNames(options: object, names: Readonly<Record<string, unknown>>): void {
+  if (typeof options !== 'object' || options === null)
+    throw new TrainCoreError('ERR_CONFIG', `options must be an object; got ${String(options)}`)
+  const unknown = Object.keys(options).find(name => !Object.hasOwn(names, name))
+  if (unknown !== undefined) {
+    const meant = nearest(unknown, Object.keys(names))
+    throw new TrainCoreError('ERR_CONFIG', `unknown option ${unknown}; did you mean ${meant}?`)
+  }
+}
+
 /** Everything that can be refused before anything is opened. */
 function check(o: Resolved<TrainOptions>): void {
   if (!Array.isArray(o.data) || !o.data.length || o.data.some(file => typeof file !== 'string' || !file))
     throw new TrainCoreError('ERR_CONFIG', '--data must name at least one file', {
       help: 'a .txt, .jsonl or .bin file, a folder or a glob',
     })
+  if (
+    o.evalData !== undefined &&
+    (!Array.isArray(o.evalData) || o.evalData.some(file => typeof file !== 'string' || !file))
+  )
+    throw new TrainCoreError('ERR_CONFIG', `--eval-data must be a list of files; got ${JSON.stringify(o.evalData)}`)
+  for (const name of ['tokenizer', 'textField', 'device', 'resume'] as const)
+    if (o[name] !== undefined) requireText(name, o[name])
   checkSchedule(o)
   count('batchSize', o.batchSize, 1, 1 << 20)
   if (o.seqLen !== undefined) count('seqLen', o.seqLen, 1, 1 << 20)
@@ -183,11 +222,13 @@ function check(o: Resolved<TrainOptions>): void {
   for (const name of ['weightDecay', 'gradClip'] as const)
     demand(name, o[name] >= 0 && Number.isFinite(o[name]), '0 or more', o[name])
   for (const name of ['beta1', 'beta2'] as const)
-    demand(name, o[name] >= 0 && o[name] < 1, 'from 0 to below 1', o[name])
+    demand(name, Number.isFinite(o[name]) && o[name] >= 0 && o[name] < 1, 'from 0 to below 1', o[name])
   demand('eps', o.eps > 0 && Number.isFinite(o.eps), 'above 0', o.eps)
-  if (o.dropout !== undefined) demand('dropout', o.dropout >= 0 && o.dropout < 1, 'from 0 to below 1', o.dropout)
+  const { dropout: p = 0 } = o
+  demand('dropout', Number.isFinite(p) && p >= 0 && p < 1, 'from 0 to below 1', p)
   choice('precision', o.precision, ['auto', 'f32', 'bf16', 'f16'])
   choice('order', o.order, ['shuffled', 'sequential'])
+  demand('packDocuments', typeof o.packDocuments === 'boolean', 'true or false', o.packDocuments)
   requireText('out', o.out)
 }
 
@@ -206,7 +247,7 @@ function demand(name: string, fits: boolean, wanted: string, got: unknown): void
 }
 
 function count(name: string, value: number, least: number, most: number): void {
-  const range = most === Number.MAX_SAFE_INTEGER ? `of ${least} or more` : `from ${least} to ${most}`
+  const range = most === Number.MAX_SAFE_INTEGER && !(value > most) ? `of ${least} or more` : `from ${least} to ${most}`
   demand(name, Number.isSafeInteger(value) && value >= least && value <= most, `an integer ${range}`, value)
 }
 
@@ -215,5 +256,6 @@ function choice(name: string, value: string, allowed: readonly string[]): void {
 }
 
 function requireText(name: string, value: unknown): void {
-  demand(name, typeof value === 'string' && value !== '', 'given', value)
+  const wanted = value === undefined || value === '' ? 'given' : 'a text'
+  demand(name, typeof value === 'string' && value !== '', wanted, value)
 }

@@ -59,5 +59,5 @@ export function checkSchedule(options: ScheduleOptions): void {
   demand(Number.isSafeInteger(warmup) && warmup >= 0, '--warmup must be an integer of 0 or more', warmup)
   demand(warmup <= steps, `--warmup must not exceed --steps (${steps})`, warmup)
   demand(lr > 0 && Number.isFinite(lr), '--lr must be above 0', lr)
-  demand(minLr >= 0 && minLr <= lr, `--min-lr must be from 0 to --lr (${lr})`, minLr)
+  demand(Number.isFinite(minLr) && minLr >= 0 && minLr <= lr, `--min-lr must be from 0 to --lr (${lr})`, minLr)
 }
