@@ -32,8 +32,8 @@ const GENERATE: Options = {
   'top-k': { kind: 'number', range: WHOLE, describe: 'keep the K most probable tokens; 0: all', fallback: '0' },
   'top-p': {
     kind: 'number',
-    range: { least: 0, most: 1 },
-    describe: 'then the fewest whose probability reaches P',
+    range: { least: 0, above: true, most: 1 },
+    describe: 'then the fewest whose probability reaches P, above 0 and up to 1',
     fallback: '1',
   },
 }

@@ -7,8 +7,13 @@ export interface Option {
   readonly choices?: readonly string[]
   /** what its text must look like, and how to say that */
   readonly form?: { readonly pattern: RegExp; readonly wanted: string }
-  /** what a number must be; what is not here, the library checks */
-  readonly range?: { readonly whole?: boolean; readonly least: number; readonly most?: number }
+  /** what a number must be; what is not here, the library checks. `above`: more than `least` */
+  readonly range?: {
+    readonly whole?: boolean
+    readonly least: number
+    readonly above?: boolean
+    readonly most?: number
+  }
   /** an empty text has a meaning */
   readonly mayBeEmpty?: boolean
   /** shown as its default */

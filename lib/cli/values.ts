@@ -24,19 +24,24 @@ export function checkedValue(option: Option, raw: unknown, typed: boolean, where
     throw new UsageError(`${where} must be one of ${option.choices.join(', ')}; got ${shown(raw)}`)
   if (option.form && !option.form.pattern.test(value as string))
     throw new UsageError(`${where} must be ${option.form.wanted}; got ${shown(raw)}`)
-  if (option.range && !isWithin(value as number, option.range)) {
-    const { whole, least, most } = option.range
-    const bounds = most === undefined ? `of ${least} or more` : `from ${least} to ${most}`
-    throw new UsageError(`${where} must be ${whole ? 'an integer' : 'a number'} ${bounds}; got ${shown(raw)}`)
-  }
+  if (option.range) checkRange(value as number, option.range, raw, where)
   return value
 }
 
-function isWithin(
-  value: number,
-  { whole, least, most = Number.MAX_SAFE_INTEGER }: NonNullable<Option['range']>,
-): boolean {
-  return value >= least && value <= most && (!whole || Number.isInteger(value))
+/** The largest number of f32, which is what a number that is not whole becomes in a kernel. */
+const LARGEST = 3.4e38
+
+/** @throws UsageError naming the bounds; those that no option has of its own only where they are exceeded */
+function checkRange(value: number, range: NonNullable<Option['range']>, raw: unknown, where: string): void {
+  const { whole, least, above, most = whole ? Number.MAX_SAFE_INTEGER : LARGEST } = range
+  if (value <= most && (above ? value > least : value >= least) && (!whole || Number.isInteger(value))) return
+  const isBounded = range.most !== undefined || value > most
+  const bounds = above
+    ? `above ${least}${isBounded ? ` and at most ${most}` : ''}`
+    : isBounded
+      ? `from ${least} to ${most}`
+      : `of ${least} or more`
+  throw new UsageError(`${where} must be ${whole ? 'an integer' : 'a number'} ${bounds}; got ${shown(raw)}`)
 }
 
 function convert(kind: Option['kind'], raw: unknown, typed: boolean): unknown {

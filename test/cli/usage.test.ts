@@ -3,6 +3,8 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { COMMANDS } from '../../lib/cli/commands.js'
+import { COMMON, type Option } from '../../lib/cli/options.js'
+import { checkedValue } from '../../lib/cli/values.js'
 import { packageVersion } from '../../lib/native-loader.js'
 import { type Ended, type RunOptions, scratch, trainCore } from './command-line.js'
 
@@ -97,13 +99,38 @@ test('usage errors: one line, the nearest name, exit 2', async () => {
   await fails([...evaluate, '--batch-size', '0'], 2, /--batch-size must be an integer of 1 or more; got 0/)
   await fails([...evaluate, '--seq-len', '1.5'], 2, /--seq-len must be an integer of 1 or more; got 1.5/)
   await fails([...evaluate, '--threads', '1025'], 2, /--threads must be an integer from 0 to 1024; got 1025/)
-  await fails(['generate', '--model', 'x', '--top-p', '1.1'], 2, /--top-p must be a number from 0 to 1; got 1.1/)
+  await fails(
+    ['generate', '--model', 'x', '--top-p', '1.1'],
+    2,
+    /--top-p must be a number above 0 and at most 1; got 1.1/,
+  )
   await fails(
     ['generate', '--model', 'x', '--temperature', '-1'],
     2,
     /--temperature must be a number of 0 or more; got -1/,
   )
   await fails(['--seed', '-1'], 2, /--seed must be an integer/)
+})
+
+test('a number out of range: the bound that it exceeds is named', async () => {
+  const { 'top-p': topP, temperature } = await COMMANDS.find(({ name }) => name === 'generate')!.options()
+  const refused = (option: Option | undefined, raw: string, message: string): void => {
+    assert.throws(() => checkedValue(option!, raw, true, '--x'), { name: 'UsageError', message })
+  }
+  refused(topP, '0', '--x must be a number above 0 and at most 1; got 0')
+  refused(temperature, '-1', '--x must be a number of 0 or more; got -1')
+  refused(temperature, '1e39', '--x must be a number from 0 to 3.4e+38; got 1e39')
+  refused(COMMON.seed, '-1', '--x must be an integer of 0 or more; got -1')
+  refused(COMMON.seed, '0.5', '--x must be an integer of 0 or more; got 0.5')
+  const most = '9007199254740991'
+  refused(COMMON.seed, '9007199254740993', `--x must be an integer from 0 to ${most}; got 9007199254740993`)
+  for (const [option, raw] of [
+    [topP, '1'],
+    [topP, '1e-9'],
+    [temperature, '1e30'],
+    [COMMON.seed, most],
+  ] as const)
+    assert.equal(checkedValue(option!, raw, true, '--x'), Number(raw))
 })
 
 test('of an option given twice the last counts', async () => {
