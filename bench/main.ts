@@ -1,5 +1,5 @@
 // npm run bench
-import { mkdirSync, renameSync, writeFileSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { barLines, barsTable } from './bars.js'
 import { type BenchCase, caseName } from './case.js'
@@ -7,6 +7,7 @@ import { benchCases } from './cases.js'
 import { barCases } from './cases-bars.js'
 import { type BenchOptions, type Command, parseCommand } from './options.js'
 import { peaksText, rowsTable, table } from './report.js'
+import { checkWritable, writeResults } from './results-file.js'
 import { type Row, runCases } from './runner.js'
 import type { Peaks } from './statistics.js'
 import { barChart, rooflineChart } from './svg.js'
@@ -19,10 +20,20 @@ function chosen({ filter, precisions, device, bars }: BenchOptions): BenchCase[]
   return cases
 }
 
+/** The files of `--svg`, in a folder that is made. */
+function charts(folder: string): [roofline: string, bars: string] {
+  try {
+    mkdirSync(folder, { recursive: true })
+  } catch (error) {
+    throw new Error(`--svg ${folder} can't be made: ${(error as Error).message}`)
+  }
+  return [path.join(folder, 'roofline.svg'), path.join(folder, 'bars.svg')]
+}
+
 function writeCharts(folder: string, rows: readonly Row[], peaks: Peaks): void {
-  mkdirSync(folder, { recursive: true })
-  writeFileSync(path.join(folder, 'roofline.svg'), rooflineChart(rows, peaks))
-  writeFileSync(path.join(folder, 'bars.svg'), barChart(rows))
+  const [roofline, bars] = charts(folder)
+  writeFileSync(roofline, rooflineChart(rows, peaks))
+  writeFileSync(bars, barChart(rows))
 }
 
 async function bench(options: BenchOptions): Promise<void> {
@@ -32,12 +43,12 @@ async function bench(options: BenchOptions): Promise<void> {
     process.stdout.write(`${table(['case', 'stands for'], lines, 2)}\n`)
     return
   }
+  checkWritable('json', options.json)
+  if (options.svg !== undefined) for (const chart of charts(options.svg)) checkWritable('svg', chart)
   const { rows, peaks, failed } = await runCases(cases, options, (rows, peaks) => {
     const { name, median_ms } = rows.at(-1)!
     process.stderr.write(`bench: ${name} ${median_ms.toFixed(3)} ms\n`)
-    if (!options.json) return
-    writeFileSync(`${options.json}.part`, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
-    renameSync(`${options.json}.part`, options.json)
+    if (options.json) writeResults(options.json, `${JSON.stringify({ peaks, rows }, null, 2)}\n`)
   })
   if (!rows.length) throw new Error('every case failed')
   process.stdout.write(

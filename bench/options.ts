@@ -31,15 +31,18 @@ export interface ProfileOptions {
 }
 export type Command = { name: 'bench'; options: BenchOptions } | { name: 'profile'; options: ProfileOptions }
 
+const text = (describe: string) => ({ type: 'string', requiresArg: true, describe }) as const
+const number = (standard: number) => ({ type: 'number', requiresArg: true, default: standard }) as const
+
 const COMMON = {
-  device: { type: 'string', describe: 'cpu, cuda[:n], metal; default cpu, with --bars cuda' },
+  device: text('cpu, cuda[:n], metal; default cpu, with --bars cuda'),
   precision: {
     choices: ['auto', 'f32', 'bf16', 'f16'] as const,
     default: 'auto',
     describe: 'auto: f32 and bf16 for bench, bf16 for profile; f16 on metal only',
   },
-  threads: { type: 'number', default: 0, describe: 'CPU threads; 0: all' },
-  json: { type: 'string', describe: 'write the results to this file' },
+  threads: { ...number(0), describe: 'CPU threads; 0: all' },
+  json: text('write the results to this file'),
 } as const
 
 function deviceName(name: string): string {
@@ -52,6 +55,15 @@ function deviceName(name: string): string {
     )
   return name
 }
+
+/** @throws Error naming the option */
+function whole(name: string, value: unknown, least: number, most: number): number {
+  if (!Number.isInteger(value) || (value as number) < least || (value as number) > most)
+    throw new Error(`--${name} must be an integer from ${least} to ${most}; got ${String(value)}`)
+  return value as number
+}
+
+const threadCount = (value: unknown): number => whole('threads', value, 0, 1024)
 
 function parser(words: readonly string[]) {
   return yargs([...words])
@@ -71,18 +83,21 @@ export function parseCommand(words: readonly string[]): Command | null {
   if (words[0] === 'profile') {
     const a = parser(words.slice(1))
       .options({
-        model: { type: 'string', default: 'gpt2', describe: 'preset, or L=..,H=..,C=..[,V=..,T=..]' },
-        teacher: { type: 'string', describe: 'distil from this model' },
-        'batch-size': { type: 'number', default: 4 },
-        'seq-len': { type: 'number', default: 256 },
-        trace: { type: 'string', describe: 'write a Chrome trace (chrome://tracing, ui.perfetto.dev) to this file' },
+        model: { ...text('preset, or L=..,H=..,C=..[,V=..,T=..]'), default: 'gpt2' },
+        teacher: text('distil from this model'),
+        'batch-size': number(4),
+        'seq-len': number(256),
+        trace: text('write a Chrome trace (chrome://tracing, ui.perfetto.dev) to this file'),
       })
       .demandCommand(0, 0)
       .parseSync()
     if (a.help) return null
-    const { model, teacher, trace, json, threads } = a
+    const { model, teacher, trace, json } = a
+    const batchSize = whole('batch-size', a.batchSize, 1, 1 << 20)
+    const seqLen = whole('seq-len', a.seqLen, 1, 1 << 20)
+    const threads = threadCount(a.threads)
     const precision = a.precision === 'auto' ? 'bf16' : a.precision
-    const options = { model, teacher, trace, json, threads, precision, batchSize: a.batchSize, seqLen: a.seqLen }
+    const options = { model, teacher, trace, json, threads, precision, batchSize, seqLen }
     return { name: 'profile', options: { ...options, device: deviceName(a.device ?? 'cpu') } }
   }
   const a = parser(words)
@@ -96,11 +111,12 @@ export function parseCommand(words: readonly string[]): Command | null {
       bars: { type: 'boolean', default: false, describe: 'the cases that an H100 is held to' },
       'keep-going': { type: 'boolean', default: false, describe: 'measure the others when a case fails' },
       list: { type: 'boolean', default: false, describe: 'name the cases and what they stand for' },
-      svg: { type: 'string', describe: 'write roofline and bar charts into this folder' },
+      svg: text('write roofline and bar charts into this folder'),
     })
     .parseSync()
   if (a.help) return null
-  const { rivals, quick, list, json, svg, threads, bars, keepGoing } = a
+  const { rivals, quick, list, json, svg, bars, keepGoing } = a
+  const threads = threadCount(a.threads)
   const precisions = a.precision === 'auto' ? PRECISIONS : [a.precision]
   const filter = a._.map(String)
   return {

@@ -1,5 +1,4 @@
 // npm run bench -- profile: the kernels of real training steps, ranked by time and by space.
-import { writeFileSync } from 'node:fs'
 import { performance } from 'node:perf_hooks'
 import { device as openDevice } from '../lib/device.js'
 import { configOf, stepCost } from './cases-step.js'
@@ -16,6 +15,7 @@ import {
   launchesOf,
 } from './profile.js'
 import { peaksText, short, size, table } from './report.js'
+import { checkWritable, writeResults } from './results-file.js'
 import { median, type Peaks } from './statistics.js'
 import { LiveStep } from './step-run.js'
 
@@ -121,11 +121,12 @@ export function profileText(profile: Profile): string {
 
 export async function profileCommand(options: ProfileOptions): Promise<void> {
   const { model, teacher, batchSize: B, seqLen: T, precision } = options
+  for (const option of ['trace', 'json'] as const) checkWritable(option, options[option])
   const { profile, launches } = await profileStep(options)
   const { flops } = stepCost({ model, teacher, B, T }, precision)
   process.stdout.write(
     `${profileText(profile)}\n${short((B * T * 1000) / profile.untimed_step_ms)} tokens/s, ${short(flops / (profile.untimed_step_ms * 1e6))} GFLOP/s\n`,
   )
-  if (options.trace) writeFileSync(options.trace, JSON.stringify(chromeTrace(launches, profile.machine)))
-  if (options.json) writeFileSync(options.json, `${JSON.stringify(profile, null, 2)}\n`)
+  if (options.trace) writeResults(options.trace, JSON.stringify(chromeTrace(launches, profile.machine)))
+  if (options.json) writeResults(options.json, `${JSON.stringify(profile, null, 2)}\n`)
 }

@@ -84,12 +84,31 @@ test('--list names the cases and measures nothing; a wrong word is a usage error
     ['--presicion', 'f32'],
     ['--device', 'tpu', '--list'],
     ['--precision', 'f8', '--list'],
+    ['--threads', '1.5', '--list'],
+    ['profile', '--batch-size', '0'],
+    ['profile', '--seq-len', 'x'],
+    ['add/', '--json'],
   ]) {
     const wrong = await bench(words)
     assert.equal(wrong.code, 2, words.join(' '))
     assert.match(wrong.err, /^bench: /)
   }
   assert.equal((await bench(['no_such_case', '--list'])).code, 1)
+})
+
+test('a file that can not be written is said before anything is measured', async () => {
+  const nowhere = path.join(folder, 'nowhere', 'x.json')
+  const lines = (err: string): string[] => err.trimEnd().split('\n')
+  for (const [words, message] of [
+    [['add/', '--json', nowhere], /^bench: --json .*nowhere.x\.json can't be written: ENOENT/],
+    [['add/', '--json', folder], /^bench: --json .* can't be written: it is a folder/],
+    [['add/', '--svg', path.join(MAIN, 'charts')], /^bench: --svg .*charts can't be made: ENOTDIR/],
+    [['profile', '--model', 'L=1,H=1,C=8', '--trace', nowhere], /^bench: --trace .* can't be written: ENOENT/],
+  ] as const) {
+    const { code, err } = await bench(words)
+    assert.deepEqual([code, lines(err).length], [1, 1], err)
+    assert.match(err, message)
+  }
 })
 
 test('profile: ranked tables, a trace and a JSON file', async () => {
