@@ -63,6 +63,6 @@ test('weights beyond f16 end a run with a word about bf16', { skip: emulatorReas
   assert.equal(code, 1)
   assert.match(
     stderr,
-    /^train-core: training stopped at step 2: .* not finite \(loss NaN\); .*help: .* --precision bf16\n$/,
+    /^train-core: training stopped at step 2: .* not finite \(loss NaN\); .*help: .* --precision bf16, in another --out\n$/,
   )
 })
