@@ -1,3 +1,5 @@
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import type { RunPlan, StepRow, TeacherCacheReport, TrainHooks, TrainResult } from '../train/hooks.js'
 import { asUsage, type Invocation } from './command.js'
 import { hubProgress } from './hub-progress.js'
@@ -112,10 +114,13 @@ export function planText(plan: RunPlan): string {
   const flags = Object.entries(options)
     .filter(([, value]) => value !== undefined && value !== null && value !== false)
     .map(([name, value]) => flagText(kebabCase(name), value))
+  // A preset is a shape: who types its name may expect its weights.
+  const isFolder = existsSync(join(model.name, 'config.json'))
+  const start = plan.kind === 'distill' ? '' : isFolder ? ', from its weights' : ', from scratch'
   const from = plan.fromStep ? `, going on from step ${count(plan.fromStep)}` : ''
   const held = plan.evalTokens ? `, ${count(plan.evalTokens)} held out` : ''
   return [
-    `${plan.kind} ${teacher ? `${named(teacher)} -> ` : ''}${named(model)}`,
+    `${plan.kind} ${teacher ? `${named(teacher)} -> ` : ''}${named(model)}${start}`,
     `device     ${plan.device}, ${plan.precision}`,
     `data       ${count(plan.dataTokens)} tokens (${plan.tokenizer})${held}`,
     `steps      ${count(Number(options.steps))} of ${count(plan.tokensPerStep)} tokens (T ${seqLen}): ${plan.epochs.toPrecision(3)} epochs${from}`,

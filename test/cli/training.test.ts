@@ -154,7 +154,11 @@ test('generate: ids that the model has beyond the tokenizer are never drawn', as
 test('--dry-run says what would be and writes nothing', async () => {
   const plan = JSON.parse((await succeeds(pretrain('dry', '--dry-run', '--json'))).stdout) as RunPlan
   assert.deepEqual([plan.kind, plan.tokensPerStep, plan.options.steps], ['pretrain', 32, 1000])
-  assert.match((await succeeds(pretrain('dry', '--dry-run'))).stdout, /^data {7}3,060 tokens \(byte\)$/m)
+  const { stdout } = await succeeds(pretrain('dry', '--dry-run'))
+  assert.match(stdout, /^data {7}3,060 tokens \(byte\)$/m)
+  assert.match(stdout, /^pretrain L=2,H=2,C=16 \(.* parameters\), from scratch$/m)
+  const { stdout: further } = await succeeds(pretrain('dry', '--dry-run', '--model', 'teacher/final'))
+  assert.match(further, /^pretrain teacher.final \(.* parameters\), from its weights$/m)
   for (const args of [
     ['--dry-run', '--out', 'dry'],
     ['eval', '--model', 'teacher/final', '--data', 'data.txt', '--dry-run'],
