@@ -56,8 +56,10 @@ export abstract class Tokenizer {
     return loadTokenizer(nameOrDir)
   }
 
-  /** The ids of `text`, as an Int32Array of any length (empty text: length 0). */
+  /** The ids of `text`, as an Int32Array of any length (empty text: length 0). Throws ERR_ARGUMENT for what is no text. */
   encode(text: string, options: EncodeOptions = {}): Int32Array {
+    if (typeof text !== 'string')
+      throw new TrainCoreError('ERR_ARGUMENT', `[encode] a text is wanted; got ${String(text)}`)
     if (!options.allowSpecial || this.specials.size === 0) return this.encodeText(text)
     const parts: Int32Array[] = []
     for (const part of text.split(this.#splitter())) {

@@ -6,8 +6,10 @@ import { GPT2, type ModelOptions } from './gpt2.js'
 import { EMBEDDING, gpt2Parameters, HEAD_COPY, resolveNames } from './names.js'
 import { openModelTensors, writeModelTensors } from './safetensors.js'
 
-/** Reads a model directory's config.json. @throws TrainCoreError ERR_FILE, ERR_CONFIG */
+/** Reads a model directory's config.json. @throws TrainCoreError ERR_FILE, ERR_CONFIG, ERR_ARGUMENT (`folder` is no text) */
 export async function readConfig(folder: string): Promise<GPT2Config> {
+  if (typeof folder !== 'string')
+    throw new TrainCoreError('ERR_ARGUMENT', `a model's directory must be a text; got ${String(folder)}`)
   const file = path.join(folder, 'config.json')
   let text: string
   try {

@@ -261,5 +261,7 @@ describe('refusals', () => {
   test('an id outside the vocabulary', () => {
     assert.throws(() => byte.decode([257]), { code: 'ERR_ARGUMENT' })
     assert.throws(() => gpt2.decode([-1]), { code: 'ERR_ARGUMENT' })
+    for (const tokenizer of [byte, gpt2])
+      assert.throws(() => tokenizer.encode(5 as never), { code: 'ERR_ARGUMENT', message: /a text is wanted; got 5/ })
   })
 })

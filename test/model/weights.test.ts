@@ -217,6 +217,8 @@ onEachDevice(
       join(folder, 'nowhere'),
       /nowhere is not a model directory: .*config.json can't be read; help: name a/,
     )
+    for (const nothing of [undefined, 5] as never[])
+      await assert.rejects(GPT2.load(nothing), { code: 'ERR_ARGUMENT', message: /must be a text; got (undefined|5)/ })
     const broken = join(folder, 'broken')
     await mkdir(broken)
     await writeFile(join(broken, 'config.json'), '{')
