@@ -105,6 +105,11 @@ export function parseModel(
   })
 }
 
+/** The text that {@link parseModel} reads as this shape, nothing left to defaults. */
+export function shapeText({ layers, heads, width, vocabSize, positions }: GPT2Config): string {
+  return `L=${layers},H=${heads},C=${width},V=${vocabSize},T=${positions}`
+}
+
 /** Rows in which a vocabulary is stored: the next multiple of 128 (50257 -> 50304). */
 export function paddedVocab(vocabSize: number): number {
   return Math.ceil(vocabSize / 128) * 128

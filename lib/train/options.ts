@@ -180,7 +180,9 @@ function resolve<T extends TrainOptions>(options: T, out: string): Resolved<T> {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as T
   const steps = given.steps ?? TRAIN_DEFAULTS.steps
   const lr = given.lr ?? TRAIN_DEFAULTS.lr
-  const derived = { out, warmup: Math.min(100, Math.round(steps / 10)), minLr: lr / 10 }
+  // Rounded, so that it is the number that is printed: 6e-4 / 10 has noise in its last digit.
+  const minLr = Number((lr / 10).toPrecision(12))
+  const derived = { out, warmup: Math.min(100, Math.round(steps / 10)), minLr }
   const resolved = { ...TRAIN_DEFAULTS, ...derived, ...given } as Resolved<T>
   check(resolved)
   return resolved

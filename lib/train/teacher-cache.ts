@@ -216,7 +216,10 @@ async function checkKey(file: string, key: CacheKey): Promise<void> {
 
 /** SHA-256 of a model folder's weights and configuration. @throws TrainCoreError ERR_FILE */
 export async function hashModelFolder(folder: string): Promise<string> {
-  const names = (await readdir(folder)).filter(name => name === 'config.json' || name.endsWith('.safetensors')).sort()
+  const all = await readdir(folder).catch((cause: unknown) => {
+    throw fileError(`cannot read ${folder}`, cause)
+  })
+  const names = all.filter(name => name === 'config.json' || name.endsWith('.safetensors')).sort()
   const hashes: [string, string][] = []
   for (const name of names) hashes.push([name, await hashFile(path.join(folder, name))])
   return hashConfig(hashes)
