@@ -10,10 +10,12 @@ import type { Precision } from '../tensor.js'
 import { hashConfig } from './checkpoint.js'
 import { evaluate } from './evaluate.js'
 import type { TrainHooks, TrainResult } from './hooks.js'
+import { identityOf } from './identity.js'
 import { initRandom } from './init.js'
 import { DISTILL_DEFAULTS, distillObjective, pretrainObjective } from './objectives.js'
 import { type PretrainOptions, type Resolved, resolvePretrain } from './options.js'
 import { resolvePrecision } from './run.js'
+import { hashModelFolder } from './teacher-cache.js'
 import { train } from './train.js'
 
 /** Options of {@link mainJob}; names as everywhere. */
@@ -204,7 +206,9 @@ class MainJob {
   #cached(): { stage: Stage; final: string } {
     const stage = { name: 'teacher', steps: TEACHER_STEPS, lr: 2e-3, seed: 0, out: 'anywhere' } as const
     const config = this.#config(TEACHER)
-    const key = hashConfig([config, this.#options(stage, config), this.#data.hash])
+    const job = { data: this.#data, tokenizer: this.#tokenizer, origin: { start: 'random', teacher: null } }
+    const run = { ...job, kind: 'pretrain', options: this.#options(stage, config), seqLen: SEQ_LEN } as const
+    const key = hashConfig(identityOf(run, config, this.#device.name, this.#precision))
     const out = path.join(cacheFolder(), 'main-job', key.slice(0, 16))
     return { stage: { ...stage, out }, final: path.join(out, 'final') }
   }
@@ -257,6 +261,7 @@ class MainJob {
         evalData: null,
         seqLen: SEQ_LEN,
         teacherCache: null,
+        origin: { start: 'random', teacher: teacher && (await hashModelFolder(this.#cached().final)) },
       },
       this.#hooks,
     )

@@ -1,12 +1,14 @@
 import { existsSync } from 'node:fs'
-import { copyFile, mkdir, realpath, rename, rm } from 'node:fs/promises'
+import { copyFile, mkdir, readdir, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
 import { arch, cpus, platform, release, totalmem } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { fileError, syncFolder, writeJson } from '../durable-file.js'
 import { TrainCoreError } from '../errors.js'
 import {
   type Checkpoint,
+  checkpointPaths,
   findResumable,
+  hashConfig,
   pruneCheckpoints,
   readCheckpoint,
   removeLeftovers,
@@ -14,17 +16,25 @@ import {
   type TrainerState,
   writeCheckpoint,
 } from './checkpoint.js'
+import { anotherRun, type Identity } from './identity.js'
+import { type RunLock, takeLock } from './run-lock.js'
 import { type LogRow, openLog, type RunLog } from './run-log.js'
+
+const PARTIAL_FINAL = '.final.partial'
+const EARLIER_FINAL = '.final.earlier'
 
 /** How a run directory is opened. */
 export interface RunOptions {
   /** every option as resolved; written to config.json */
   config: Readonly<Record<string, unknown>>
-  /** of the options that decide the outcome; see hashConfig() */
-  configHash: string
+  /** what decides the outcome; written to identity.json */
+  identity: Identity
   /** added to env.json: versions, device */
   environment?: Readonly<Record<string, unknown>>
-  /** `auto`: from the newest complete checkpoint here, if there is one; `never`; or the folder of a checkpoint or a run */
+  /**
+   * `auto`: from the newest complete checkpoint here, if there is one; `never`: from the beginning, with another run that is here put
+   * aside as previous-1/; or the folder of a checkpoint or a run
+   */
   resume?: string
   /** complete checkpoints kept; 0: all; default 3 */
   keep?: number
@@ -35,22 +45,24 @@ export interface OpenedRun {
   run: RunDirectory
   /** where to go on from; null: from the beginning */
   checkpoint: Checkpoint | null
-  /** one line each, about checkpoints passed over and damaged lines of the log */
+  /** one line each, about checkpoints passed over, a run put aside and damaged lines of the log */
   warnings: string[]
 }
 
 /**
- * `runs/<name>/`: config.json, env.json, log.jsonl, checkpoints/step-000500/, final/.
+ * `runs/<name>/`: config.json, identity.json, env.json, log.jsonl, checkpoints/step-000500/, final/. One process at a time has it open.
  */
 export class RunDirectory {
   readonly path: string
   readonly #log: RunLog
   readonly #configHash: string
   readonly #keep: number
+  readonly #lock: RunLock
 
   /** Use {@link openRun}. */
-  constructor(path: string, log: RunLog, configHash: string, keep: number) {
+  constructor(path: string, lock: RunLock, log: RunLog, configHash: string, keep: number) {
     this.path = path
+    this.#lock = lock
     this.#log = log
     this.#configHash = configHash
     this.#keep = keep
@@ -80,8 +92,8 @@ export class RunDirectory {
   /** Writes `final/` whole or not at all; an earlier one is replaced. @returns its path. @throws TrainCoreError ERR_FILE */
   async saveFinal(write: (folder: string) => Promise<void>): Promise<string> {
     const path = join(this.path, 'final')
-    const temporary = join(this.path, '.final.partial')
-    const earlier = join(this.path, '.final.earlier')
+    const temporary = join(this.path, PARTIAL_FINAL)
+    const earlier = join(this.path, EARLIER_FINAL)
     try {
       await rm(temporary, { recursive: true, force: true })
       await mkdir(temporary)
@@ -99,49 +111,116 @@ export class RunDirectory {
     return path
   }
 
+  /** Another run may open the directory after this. */
   close(): void {
     this.#log.close()
+    this.#lock.release()
   }
 }
 
 /**
- * Opens a run directory, making it where there is none, and finds where to go on. The log is cut back to that step. Starting over in a
- * directory whose log has rows keeps them as log.previous.jsonl.
+ * Opens a run directory, making it where there is none, and finds where to go on. The log is cut back to that step. Beginning the same
+ * run again keeps the rows of the log as log.previous.jsonl.
  *
- * @throws TrainCoreError ERR_FILE; ERR_CONFIG where `resume` does not fit
+ * @throws TrainCoreError ERR_FILE, where another process has it open, too; ERR_CONFIG where `resume` does not fit or another run is there
  */
 export async function openRun(path: string, options: RunOptions): Promise<OpenedRun> {
-  const { config, configHash, environment, resume = 'auto', keep = 3 } = options
+  let lock: RunLock | undefined
   try {
-    await mkdir(join(path, 'checkpoints'), { recursive: true })
-    await removeLeftovers(path)
-    await finishReplacingFinal(path)
-    const { checkpoint, warnings } = await startingPoint(path, configHash, resume)
-    const logFile = join(path, 'log.jsonl')
-    // A killed process may have had no time to delete what its last checkpoint made one too many.
-    if (checkpoint) await pruneCheckpoints(path, configHash, checkpoint.state.step, keep)
-    const source = checkpoint && dirname(dirname(checkpoint.path))
-    if (!source || (await isElsewhere(source, path))) {
-      if (existsSync(logFile)) await rename(logFile, join(path, 'log.previous.jsonl'))
-      if (source && existsSync(join(source, 'log.jsonl'))) await copyFile(join(source, 'log.jsonl'), logFile)
-    }
-    await writeJson(join(path, 'config.json'), config)
-    await writeJson(join(path, 'env.json'), { ...hostEnvironment(), ...environment })
-    const opened = await openLog(logFile, checkpoint?.state.step ?? -1)
-    for (const folder of [path, dirname(path)]) await syncFolder(folder)
-    const run = new RunDirectory(path, opened.log, configHash, keep)
-    return { run, checkpoint, warnings: [...warnings, ...opened.warnings] }
+    await mkdir(path, { recursive: true })
+    lock = await takeLock(path)
+    return await openLocked(path, lock, options)
   } catch (cause) {
+    lock?.release()
     throw fileError(`cannot open the run directory ${path}`, cause)
   }
 }
 
+async function openLocked(path: string, lock: RunLock, options: RunOptions): Promise<OpenedRun> {
+  const { config, identity, environment, resume = 'auto', keep = 3 } = options
+  const configHash = hashConfig(identity)
+  await finishReplacingFinal(path)
+  if (existsSync(join(path, ASIDE))) await putAside(path)
+  const { checkpoint, warnings: passedOver } = await findStart(path, identity, resume)
+  const isInTheWay = resume === 'never' && (await holdsRun(path))
+  const warnings = isInTheWay ? [`the run in ${path} was put aside as ${await putAside(path)}`] : passedOver
+  await mkdir(join(path, 'checkpoints'), { recursive: true })
+  await removeLeftovers(path)
+  const logFile = join(path, 'log.jsonl')
+  // A killed process may have had no time to delete what its last checkpoint made one too many.
+  if (checkpoint) await pruneCheckpoints(path, configHash, checkpoint.state.step, keep)
+  const source = checkpoint && dirname(dirname(checkpoint.path))
+  if (!source || (await isElsewhere(source, path))) {
+    if (await hasRows(logFile)) await rename(logFile, join(path, 'log.previous.jsonl'))
+    if (source && existsSync(join(source, 'log.jsonl'))) await copyFile(join(source, 'log.jsonl'), logFile)
+  }
+  await writeJson(join(path, IDENTITY_FILE), identity)
+  await writeJson(join(path, 'config.json'), config)
+  await writeJson(join(path, 'env.json'), { ...hostEnvironment(), ...environment })
+  const opened = await openLog(logFile, checkpoint?.state.step ?? -1)
+  for (const folder of [path, dirname(path)]) await syncFolder(folder)
+  const run = new RunDirectory(path, lock, opened.log, configHash, keep)
+  return { run, checkpoint, warnings: [...lock.warnings, ...warnings, ...opened.warnings] }
+}
+
+const IDENTITY_FILE = 'identity.json'
+
 /**
- * Where a run goes on from, as {@link openRun} finds it; writes nothing.
+ * Where a run in this directory would go on. Nothing on the disk is changed.
  *
- * @throws TrainCoreError as openRun
+ * @throws TrainCoreError ERR_FILE; ERR_CONFIG where `resume` does not fit, or the directory holds another run (unless `never`)
  */
-export async function startingPoint(
+export async function findStart(
+  path: string,
+  identity: Identity,
+  resume: string,
+): Promise<{ checkpoint: Checkpoint | null; warnings: string[] }> {
+  const start = await startingPoint(path, hashConfig(identity), resume)
+  if (resume === 'never' || !(await holdsRun(path))) return start
+  const { checkpoint } = start
+  if (checkpoint && !(await isElsewhere(dirname(dirname(checkpoint.path)), path))) return start
+  const theirs = await readIdentity(path)
+  if (!theirs || hashConfig(theirs) !== hashConfig(identity)) throw anotherRun(path, theirs, identity)
+  return start
+}
+
+/** Whether there is anything that a new run would lose or mix up. */
+async function holdsRun(path: string): Promise<boolean> {
+  if (['final', EARLIER_FINAL].some(name => existsSync(join(path, name)))) return true
+  return (await checkpointPaths(path)).length > 0 || (await hasRows(join(path, 'log.jsonl')))
+}
+
+async function hasRows(log: string): Promise<boolean> {
+  const found = await stat(log).catch(() => null)
+  return found !== null && found.size > 0
+}
+
+/** Null where a former version or no run made the directory. */
+async function readIdentity(path: string): Promise<Identity | null> {
+  try {
+    return JSON.parse(await readFile(join(path, IDENTITY_FILE), 'utf8')) as Identity | null
+  } catch {
+    return null
+  }
+}
+
+/** What a run is made of; moved together, it is a run directory of its own. */
+const RUN_FILES = ['final', 'checkpoints', 'log.jsonl', 'log.previous.jsonl', 'config.json', 'env.json', IDENTITY_FILE]
+const ASIDE = '.previous'
+
+/** Moves a run into the next free previous-1, previous-2, ...; where a process died doing it, the next one goes on. */
+async function putAside(path: string): Promise<string> {
+  const aside = join(path, ASIDE)
+  await mkdir(aside, { recursive: true })
+  for (const name of RUN_FILES) if (existsSync(join(path, name))) await rename(join(path, name), join(aside, name))
+  const taken = (await readdir(path)).map(name => Number(/^previous-(\d+)$/.exec(name)?.[1] ?? 0))
+  const name = join(path, `previous-${Math.max(0, ...taken) + 1}`)
+  await rename(aside, name)
+  await syncFolder(path)
+  return name
+}
+
+async function startingPoint(
   path: string,
   configHash: string,
   resume: string,
@@ -178,9 +257,9 @@ export async function startingPoint(
 
 /** A process killed while it replaced final/ may have left the earlier one under its temporary name only. */
 async function finishReplacingFinal(path: string): Promise<void> {
-  const earlier = join(path, '.final.earlier')
+  const earlier = join(path, EARLIER_FINAL)
   if (existsSync(earlier) && !existsSync(join(path, 'final'))) await rename(earlier, join(path, 'final'))
-  for (const name of ['.final.earlier', '.final.partial']) await rm(join(path, name), { recursive: true, force: true })
+  for (const name of [EARLIER_FINAL, PARTIAL_FINAL]) await rm(join(path, name), { recursive: true, force: true })
 }
 
 async function isElsewhere(a: string, b: string): Promise<boolean> {

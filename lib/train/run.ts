@@ -3,7 +3,7 @@ import path from 'node:path'
 import { BatchSource, openDataset, type TokenDataset, Tokenizer } from '../data/index.js'
 import { checkPrecision, type Device, device as openDevice } from '../device.js'
 import { TrainCoreError } from '../errors.js'
-import { type GPT2Config, PRESET_NAMES, parseModel } from '../model/config.js'
+import { type GPT2Config, PRESET_NAMES, parseModel, shapeText } from '../model/config.js'
 import { GPT2 } from '../model/gpt2.js'
 import { resolveWeights } from '../model/hub.js'
 import { checkWeights, loadGPT2, readConfig } from '../model/weights.js'
@@ -11,6 +11,7 @@ import type { Precision } from '../tensor.js'
 import { fillTeacherCache } from './cached-teacher.js'
 import { checkData, checkFolders, checkPair, copiesTeacher } from './checks.js'
 import type { ModelSummary, RunPlan, TrainHooks, TrainResult } from './hooks.js'
+import { type Origin, originOf } from './identity.js'
 import { initFromTeacher, initProjection, initRandom } from './init.js'
 import { cachedDistillObjective, distillObjective, pretrainObjective } from './objectives.js'
 import {
@@ -23,8 +24,8 @@ import {
   resolvePretrain,
   type TrainOptions,
 } from './options.js'
-import { startingPoint } from './run-directory.js'
-import { type CacheKey, checkTeacherCache, hashModelFolder, openTeacherCache } from './teacher-cache.js'
+import { findStart } from './run-directory.js'
+import { type CacheKey, checkTeacherCache, openTeacherCache } from './teacher-cache.js'
 import { planOf, summaryOf, type TrainJob, train } from './train.js'
 
 /** A model named by a user: its configuration, and the folder that its weights come from, if they come from one. */
@@ -44,6 +45,7 @@ interface Setup {
   seqLen: number
   data: TokenDataset
   evalData: TokenDataset | null
+  origin: Origin
 }
 
 /**
@@ -119,7 +121,7 @@ async function distillFromCache(
   const { folder: weights, config } = setup.teacher!
   const { steps, gradAccum } = options
   const load = (frozen: boolean): Promise<GPT2> => loadGPT2(weights!, { device, precision, frozen })
-  const cache = await openTeacherCache(folder, await cacheKeyOf(options, setup))
+  const cache = await openTeacherCache(folder, cacheKeyOf(options, setup))
   let student: GPT2 | undefined
   try {
     const teacher = copiesTeacher(named, options) ? await load(false) : null
@@ -138,11 +140,11 @@ async function distillFromCache(
   }
 }
 
-async function cacheKeyOf(options: ResolvedDistill, setup: Setup): Promise<CacheKey> {
+function cacheKeyOf(options: ResolvedDistill, setup: Setup): CacheKey {
   const { order, packDocuments, temperature, topK = 0 } = options
-  const { teacher, tokenizer, data, seqLen, precision } = setup
+  const { teacher, tokenizer, data, seqLen, precision, origin } = setup
   return {
-    teacher: await hashModelFolder(teacher!.folder!),
+    teacher: origin.teacher!,
     tokenizer: tokenizer.hash,
     data: data.hash,
     order,
@@ -166,7 +168,7 @@ export async function planDistill(options: DistillOptions, hooks: TrainHooks = {
   const resolved = resolveDistill(options)
   const { teacherCache } = resolved
   return await withSetup(resolved, resolved.student, resolved, hooks, async setup => {
-    if (teacherCache !== undefined) await checkTeacherCache(teacherCache, await cacheKeyOf(resolved, setup))
+    if (teacherCache !== undefined) await checkTeacherCache(teacherCache, cacheKeyOf(resolved, setup))
     return await planSetup('distill', resolved, setup)
   })
 }
@@ -175,22 +177,27 @@ async function planSetup(kind: RunPlan['kind'], options: Resolved<TrainOptions>,
   const { device, precision, model, teacher } = setup
   const summary = ({ name, config }: NamedModel): ModelSummary => summaryOf(name, config)
   const job = jobOf(kind, options, setup, null, null, null)
-  const { plan, configHash } = planOf(job, summary(model), teacher && summary(teacher), device, precision)
-  const { checkpoint } = await startingPoint(options.out, configHash, options.resume)
+  const { plan, identity } = planOf(job, summary(model), teacher && summary(teacher), device, precision)
+  const { checkpoint } = await findStart(options.out, identity, options.resume)
   return { ...plan, fromStep: checkpoint?.state.step ?? 0 }
 }
 
 function jobOf<M extends GPT2 | null, O>(
   kind: RunPlan['kind'],
-  options: Resolved<TrainOptions>,
+  given: Resolved<TrainOptions>,
   setup: Setup,
   model: M,
   teacher: GPT2 | null,
   objective: O,
 ): Omit<TrainJob, 'model' | 'objective'> & { model: M; objective: O } {
-  const { tokenizer, data, evalData, seqLen } = setup
+  const { tokenizer, data, evalData, seqLen, origin } = setup
+  const { name, config, folder } = setup.model
+  // A shape is written whole: its V and T may come from options that a later run with this configuration spells out.
+  const isShape = folder === null && !PRESET_NAMES.includes(name)
+  const options = { ...given, ...(isShape && { [kind === 'pretrain' ? 'model' : 'student']: shapeText(config) }) }
   const names = { modelName: setup.model.name, teacherName: setup.teacher?.name ?? null }
-  return { kind, options, model, teacher, objective, tokenizer, data, evalData, seqLen, teacherCache: null, ...names }
+  const opened = { tokenizer, data, evalData, seqLen, teacherCache: null, origin }
+  return { kind, options, model, teacher, objective, ...opened, ...names }
 }
 
 /** @param teacher needed for `teacher-layers` only */
@@ -255,7 +262,8 @@ async function withSetup<T>(
     const data = await open(options.data)
     const evalData = options.evalData?.length ? await open(options.evalData) : null
     checkData(options, seqLen, data, evalData)
-    return await body({ device, precision, tokenizer, model, teacher, seqLen, data, evalData })
+    const origin = await originOf(options, model, teacher)
+    return await body({ device, precision, tokenizer, model, teacher, seqLen, data, evalData, origin })
   } finally {
     for (const dataset of opened) await dataset.close()
   }

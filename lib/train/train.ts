@@ -5,9 +5,9 @@ import type { GPT2 } from '../model/gpt2.js'
 import { readWeights, saveGPT2 } from '../model/weights.js'
 import { packageVersion } from '../native-loader.js'
 import { withTeacher } from './cached-teacher.js'
-import { hashConfig } from './checkpoint.js'
 import { evaluate } from './evaluate.js'
 import type { ModelSummary, RunPlan, TrainHooks, TrainResult } from './hooks.js'
+import { type Identity, identityOf, type Origin } from './identity.js'
 import { trainLoop } from './loop.js'
 import type { Objective } from './objectives.js'
 import type { Resolved, TrainOptions } from './options.js'
@@ -32,34 +32,8 @@ export interface TrainJob {
   readonly teacherCache: TeacherCache | null
   /** long work that the run needs first; done once its directory is open, so that nothing is worked out in vain */
   readonly prepare?: () => Promise<void>
-}
-
-/** Options that do not change what is learnt: a run may go on with others. */
-const INCIDENTAL: ReadonlySet<string> = new Set([
-  'data',
-  'evalData',
-  'tokenizer',
-  'textField',
-  'threads',
-  'evalEvery',
-  'saveEvery',
-  'keep',
-  'out',
-  'resume',
-  'teacherCache',
-])
-
-/** Decides whether a checkpoint is of this run; device and precision are what `auto` came to. */
-function identity(
-  job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>,
-  config: GPT2Config,
-  device: string,
-  precision: string,
-): string {
-  const resolved = { ...job.options, device, precision }
-  const options = Object.fromEntries(Object.entries(resolved).filter(([name]) => !INCIDENTAL.has(name)))
-  const { kind, seqLen, data, tokenizer } = job
-  return hashConfig({ kind, options, seqLen, data: data.hash, tokenizer: tokenizer.hash, config })
+  /** where the weights of model and teacher come from */
+  readonly origin: Origin
 }
 
 /** A model as a plan names it. */
@@ -67,14 +41,14 @@ export function summaryOf(name: string, config: GPT2Config): ModelSummary {
   return { name, config, parameters: parameterCount(config) }
 }
 
-/** What a job is going to do, from its beginning, and the hash that its checkpoints carry. */
+/** What a job is going to do, from its beginning, and what makes it this run and no other. */
 export function planOf(
   job: Omit<TrainJob, 'objective' | 'model' | 'teacher'>,
   model: ModelSummary,
   teacher: ModelSummary | null,
   device: Device,
   precision: string,
-): { plan: RunPlan; configHash: string } {
+): { plan: RunPlan; identity: Identity } {
   const { options, data, seqLen } = job
   const tokensPerStep = options.batchSize * seqLen * options.gradAccum
   const plan = {
@@ -93,7 +67,7 @@ export function planOf(
     out: options.out,
     fromStep: 0,
   }
-  return { plan, configHash: identity(job, model.config, device.name, precision) }
+  return { plan, identity: identityOf(job, model.config, device.name, precision) }
 }
 
 /**
@@ -107,14 +81,14 @@ export async function train(job: TrainJob, hooks: TrainHooks = {}): Promise<Trai
   const { device } = model
   const summary = summaryOf(job.modelName, model.config)
   const teacher = job.teacher && summaryOf(job.teacherName!, job.teacher.config)
-  const { plan, configHash } = planOf(job, summary, teacher, device, model.precision)
+  const { plan, identity } = planOf(job, summary, teacher, device, model.precision)
   const { teacherCache } = job
   const batches = new BatchSource(job.data, { ...options, seqLen })
   const source = teacherCache ? withTeacher(batches, teacherCache) : batches
   const environment = { train_core: packageVersion(), device: plan.device, precision: model.precision }
   const config = { command: job.kind, ...plan.options, model_config: model.config }
   const { keep, resume, out } = options
-  const { run, checkpoint, warnings } = await openRun(out, { config, configHash, environment, keep, resume })
+  const { run, checkpoint, warnings } = await openRun(out, { config, identity, environment, keep, resume })
   let trainer: Trainer | undefined
   try {
     for (const warning of warnings) hooks.onWarning?.(warning)

@@ -260,6 +260,7 @@ test('a run leaves its files', async () => {
     'config.json',
     'final/model.bin',
     'final/nested/optimizer.bin',
+    'identity.json',
     'log.jsonl',
   ])
   const read = (name: string): Promise<string> => readFile(join(uninterrupted, name), 'utf8')
@@ -350,7 +351,7 @@ function runAndKill(run: string, size: number, delay: number): Promise<number> {
 }
 
 const open = (path: string, options: Partial<RunOptions> = {}): ReturnType<typeof openRun> =>
-  openRun(path, { config: CONFIG, configHash: CONFIG_HASH, ...options })
+  openRun(path, { config: CONFIG, identity: CONFIG, ...options })
 
 test('--resume: auto, never, a checkpoint, a run', async () => {
   const run = newFolder()
@@ -391,20 +392,17 @@ test('--resume: auto, never, a checkpoint, a run', async () => {
     code: 'ERR_FILE',
     message: /no checkpoint to resume/,
   })
-  await assert.rejects(open(newFolder(), { resume: earlier, configHash: 'x' }), {
+  await assert.rejects(open(newFolder(), { resume: earlier, identity: { lr: 2 } }), {
     code: 'ERR_CONFIG',
     message: /another config/,
   })
 })
 
-test('starting over keeps the earlier log aside, and says what it passed over', async () => {
+test('beginning the same run again keeps the earlier log aside, and says what it passed over', async () => {
   const run = newFolder()
   await cp(uninterrupted, run, { recursive: true })
-  const {
-    run: opened,
-    checkpoint,
-    warnings,
-  } = await open(run, { configHash: 'changed', environment: { device: 'cpu' } })
+  for (const step of [4, 6]) await rm(join(run, 'checkpoints', checkpointName(step), 'model.bin'))
+  const { run: opened, checkpoint, warnings } = await open(run, { environment: { device: 'cpu' } })
   opened.log({ step: 1 })
   opened.close()
   assert.equal(checkpoint, null)
@@ -414,5 +412,70 @@ test('starting over keeps the earlier log aside, and says what it passed over', 
   assert.equal(JSON.parse(await readFile(join(run, 'env.json'), 'utf8')).device, 'cpu')
   await rename(join(run, 'checkpoints'), join(run, 'gone'))
   await writeFile(join(run, 'checkpoints'), 'in the way')
-  await assert.rejects(open(run), { code: 'ERR_FILE', message: /^cannot open the run directory .*: / })
+  await assert.rejects(open(run), { code: 'ERR_FILE', message: /^cannot read .*checkpoints: a part of its path/ })
+})
+
+const OTHER = { ...CONFIG, lr: 0.002, seed: 1 }
+
+test('a directory that holds another run is refused and left as it is', async () => {
+  const parts = { whole: [], 'a model': ['checkpoints', 'log.jsonl'], 'a log': ['checkpoints', 'final'] }
+  for (const [what, without] of Object.entries(parts)) {
+    const run = newFolder()
+    await cp(uninterrupted, run, { recursive: true })
+    for (const name of without) await rm(join(run, name), { recursive: true })
+    const before = await snapshot(run)
+    const message =
+      /run-\d+ holds another run, which differs in --lr \(0.001, now 0.002\), --seed \(not given, now 1\); help:/
+    for (const resume of ['auto', join(uninterrupted, 'checkpoints', 'step-000004')])
+      await assert.rejects(open(run, { identity: OTHER, resume }), {
+        code: 'ERR_CONFIG',
+        message: resume === 'auto' ? message : /another configuration/,
+      })
+    assert.deepEqual(await snapshot(run), before, what)
+    // Whose run it is may not be known.
+    await rm(join(run, 'identity.json'))
+    await rm(join(run, 'checkpoints'), { recursive: true, force: true })
+    await assert.rejects(open(run), { code: 'ERR_CONFIG', message: /holds another run; help: name another directory/ })
+  }
+  // A directory without a step done has nothing to lose.
+  const begun = newFolder()
+  ;(await open(begun)).run.close()
+  ;(await open(begun, { identity: OTHER })).run.close()
+  assert.deepEqual(JSON.parse(await readFile(join(begun, 'identity.json'), 'utf8')), OTHER)
+})
+
+test('--resume never puts another run aside, whole, wherever it dies', async () => {
+  const begin = async (run: string): Promise<string[]> => {
+    const opened = await open(run, { identity: OTHER, resume: 'never' })
+    opened.run.close()
+    return opened.warnings
+  }
+  let at = 1
+  for (let died = true; died; at++) {
+    const run = newFolder()
+    await cp(uninterrupted, run, { recursive: true })
+    died = await crashAt(at, () => begin(run))
+    let warnings: string[] = []
+    await crashAt(Number.POSITIVE_INFINITY, async () => {
+      warnings = await begin(run)
+    })
+    if (at === 1) assert.deepEqual(warnings, [`the run in ${run} was put aside as ${join(run, 'previous-1')}`])
+    assert.deepEqual(await snapshot(join(run, 'previous-1')), wanted, `died in change ${at}`)
+    assert.deepEqual((await readdir(run)).sort(), [
+      ...['checkpoints', 'config.json', 'env.json', 'identity.json', 'log.jsonl', 'previous-1'],
+    ])
+    assert.equal((await findResumable(join(run, 'previous-1'), CONFIG_HASH)).checkpoint?.state.step, 6)
+  }
+  assert.ok(at > 15, `only ${at - 1} changes were tried`)
+  const run = newFolder()
+  await cp(uninterrupted, run, { recursive: true })
+  for (const identity of [OTHER, CONFIG, OTHER]) {
+    const opened = await open(run, { identity, resume: 'never' })
+    opened.run.log({ step: 1 })
+    opened.run.close()
+  }
+  assert.deepEqual(
+    (await readdir(run)).filter(name => name.startsWith('previous')),
+    ['previous-1', 'previous-2', 'previous-3'],
+  )
 })

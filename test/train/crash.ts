@@ -159,6 +159,11 @@ class DyingDisk {
       original(...([fd, size] as never[]))
       this.#appended.set(fd, Math.min(size, this.#appended.get(fd) ?? size))
     })
+    for (const name of ['renameSync', 'unlinkSync'])
+      this.#patch(fs, name, original => (...args: never[]) => {
+        this.#change()
+        original(...args)
+      })
     this.#patch(fs, 'fsyncSync', () => (fd: number) => {
       this.#change()
       this.#appended.set(fd, fs.fstatSync(fd).size)

@@ -10,7 +10,7 @@ import { device, setDefaultDevice } from '../../lib/device.js'
 import { gpt2Config } from '../../lib/model/config.js'
 import { GPT2 } from '../../lib/model/gpt2.js'
 import { evaluate } from '../../lib/train/evaluate.js'
-import type { StepRow } from '../../lib/train/hooks.js'
+import type { StepRow, TrainResult } from '../../lib/train/hooks.js'
 import { initRandom } from '../../lib/train/init.js'
 import type { PretrainOptions } from '../../lib/train/options.js'
 import { distill, planPretrain, pretrain, resolvePrecision } from '../../lib/train/run.js'
@@ -93,6 +93,23 @@ for (const kind of ['pretrain', 'distill'] as const) {
   })
 }
 
+test('the same run twice at once: one is refused, the other is as if alone', async () => {
+  const run = (name: string): Promise<TrainResult> => pretrain({ ...BASE, model: MODEL, out: out(name) })
+  const both = await Promise.allSettled([run('at-once'), run('at-once')])
+  const refused = both.filter(({ status }) => status === 'rejected') as PromiseRejectedResult[]
+  assert.deepEqual(
+    refused.map(({ reason }) => [
+      reason.code,
+      / is in use by another run, of this process; help:/.test(reason.message),
+    ]),
+    [['ERR_FILE', true]],
+  )
+  assert.equal(log(out('at-once')).length, BASE.steps)
+  assert.equal(existsSync(join(out('at-once'), '.lock')), false)
+  await run('alone')
+  assert.equal(await weights(out('at-once')), await weights(out('alone')))
+})
+
 test('the loss falls; rows of the log have what they should; the final model is whole', async () => {
   const rows: StepRow[] = []
   const run = out('falls')
@@ -133,7 +150,10 @@ test('auto is what it comes to: a run goes on in the same precision and on the s
   assert.equal(await fromStep({ precision: 'auto' }), 3)
   assert.equal(await fromStep({ precision }), 3)
   assert.equal(await fromStep({ precision, device: 'auto' }), 3)
-  assert.equal(await fromStep({ precision: precision === 'f32' ? 'bf16' : 'f32' }), 0)
+  await assert.rejects(fromStep({ precision: precision === 'f32' ? 'bf16' : 'f32' }), {
+    code: 'ERR_CONFIG',
+    message: /auto holds another run, which differs in --precision \(\w+, now \w+\); help:/,
+  })
 })
 
 test('a plan says what a run would do and writes nothing', async () => {

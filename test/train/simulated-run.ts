@@ -62,7 +62,7 @@ async function writeModel(folder: string, weights: Buffer): Promise<void> {
 /** Trains, or goes on from the newest complete checkpoint; gives the warnings of opening. */
 export async function simulateRun(path: string, options: SimulatedRun): Promise<string[]> {
   const { steps, saveEvery, keep = 2, size = 64, pause, onSaved } = options
-  const { run, checkpoint, warnings } = await openRun(path, { config: CONFIG, configHash: CONFIG_HASH, keep })
+  const { run, checkpoint, warnings } = await openRun(path, { config: CONFIG, identity: CONFIG, keep })
   let weights: Buffer = checkpoint ? await readFile(join(checkpoint.path, 'model.bin')) : Buffer.alloc(size)
   for (let step = (checkpoint?.state.step ?? 0) + 1; step <= steps; step++) {
     if (pause) await sleep(pause)
