@@ -121,6 +121,8 @@ async function distillFromCache(
   const { folder: weights, config } = setup.teacher!
   const { steps, gradAccum } = options
   const load = (frozen: boolean): Promise<GPT2> => loadGPT2(weights!, { device, precision, frozen })
+  // A run directory that does not fit is refused before a cache is made.
+  await planSetup('distill', options, setup)
   const cache = await openTeacherCache(folder, cacheKeyOf(options, setup))
   let student: GPT2 | undefined
   try {

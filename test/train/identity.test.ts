@@ -56,7 +56,7 @@ const SAME: Record<string, Partial<DistillOptions>> = {
   'a derived number as it is printed': { minLr: 0.00006, warmup: 1 },
   'an option of a term that is off': { beta: 0.7 },
   'the layers that are the default': { layerMap: [0] },
-  'what changes nothing': { keep: 7, saveEvery: 4, evalEvery: 3 },
+  'what changes nothing': { keep: 7, saveEvery: 4, evalEvery: 3, evalData: [at('other.txt')] },
 }
 for (const [what, more] of Object.entries(SAME))
   test(`the same run: ${what}`, async () => {
