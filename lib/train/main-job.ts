@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { cacheFolder, sampleText, TokenDataset, Tokenizer } from '../data/index.js'
 import { type Device, device as openDevice } from '../device.js'
@@ -130,7 +130,7 @@ class MainJob {
     this.#device = device
     this.#precision = precision
     this.#seed = options.seed ?? 0
-    this.#out = options.out ?? freeName('runs/main')
+    this.#out = options.out ?? freeName('runs/main', this.#seed)
     this.#hooks = hooks
   }
 
@@ -309,11 +309,20 @@ class MainJob {
   }
 }
 
-/** The first of name, name-2, ... that holds no finished run. */
-function freeName(name: string): string {
+/** The first of name, name-2, ... that holds no finished run, and none of another seed. */
+function freeName(name: string, seed: number): string {
   for (let k = 1; ; k++) {
     const candidate = k === 1 ? name : `${name}-${k}`
-    if (!existsSync(path.join(candidate, 'final')) || !existsSync(path.join(candidate, 'control', 'final')))
-      return candidate
+    const isFinished = [candidate, path.join(candidate, 'control')].every(run => existsSync(path.join(run, 'final')))
+    if (!isFinished && [undefined, seed].includes(seedOf(candidate))) return candidate
+  }
+}
+
+/** Of the run in a folder; undefined where there is none. */
+function seedOf(folder: string): number | undefined {
+  try {
+    return (JSON.parse(readFileSync(path.join(folder, 'config.json'), 'utf8')) as { seed?: number }).seed
+  } catch {
+    return undefined
   }
 }

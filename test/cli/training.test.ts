@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { Tokenizer } from '../../lib/data/index.js'
@@ -283,7 +283,9 @@ test('generate: SIGINT ends the text and exits 130; a reader that goes away ends
 test('the main job can be stopped and goes on', async () => {
   let sent = 0
   const env = { TRAIN_CORE_CACHE: place('main-cache') }
-  const plan = JSON.parse((await succeeds(['--dry-run', '--json'], { env })).stdout)
+  const planned = async (...words: string[]) =>
+    JSON.parse((await succeeds(['--dry-run', '--json', ...words], { env })).stdout)
+  const plan = await planned()
   assert.deepEqual(
     plan.models.map((model: { name: string }) => model.name),
     ['teacher', 'student', 'control'],
@@ -308,4 +310,11 @@ test('the main job can be stopped and goes on', async () => {
   }
   assert.equal(begun[0], 1)
   assert.ok(begun[1]! > 1, 'the second time goes on where the first stopped')
+  mkdirSync(place('runs/main'), { recursive: true })
+  writeFileSync(place('runs/main/config.json'), '{"seed":1}')
+  assert.deepEqual(
+    [(await planned('--seed', '1')).out, (await planned('--seed', '2')).out],
+    ['runs/main', 'runs/main-2'],
+    'a folder with a run of another seed is passed over',
+  )
 })
