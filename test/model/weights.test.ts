@@ -167,7 +167,8 @@ onEachDevice(
       shards,
       /model-\d+-of-\d+\.safetensors: tensor transformer\.h\.1\.ln_2\.bias .* -Infinity at element 0;/,
     )
-    assert.equal(device.info().live, live)
+    // Other tests' garbage may have gone meanwhile.
+    assert.ok(device.info().live <= live, 'nothing is left behind')
   },
   MODEL_OPS,
 )
