@@ -1,7 +1,7 @@
 import { TrainCoreError } from '../errors.js'
 import type { GPT2Config } from '../model/config.js'
 import { hashConfig } from './checkpoint.js'
-import { defaultLayerMap } from './init.js'
+import { chooseLayers } from './init.js'
 import { DISTILL_DEFAULTS, type DistillWeights } from './objectives.js'
 import { type DistillOptions, flag, type Resolved, type TrainOptions } from './options.js'
 import { hashModelFolder } from './teacher-cache.js'
@@ -20,7 +20,7 @@ export interface Origin {
   readonly teacher: string | null
 }
 
-/** A model's configuration, and the folder of its weights where it has any. */
+/** A model's configuration, and the folder that its weights come from, if they come from one: `--init` is in it. */
 interface Source {
   readonly config: GPT2Config
   readonly folder: string | null
@@ -32,12 +32,11 @@ export async function originOf(
   model: Source,
   teacher: Source | null,
 ): Promise<Origin> {
-  const { init = 'random', layerMap } = options
-  const ofTeacher = init === 'teacher-layers' && teacher !== null
-  const folder = model.folder ?? (init === 'random' || ofTeacher ? null : init)
-  const layers = ofTeacher ? (layerMap ?? defaultLayerMap(teacher.config.layers, model.config.layers)) : null
+  const { init, layerMap } = options
+  const copied = init === 'teacher-layers' && !model.folder && teacher
+  const layers = copied ? chooseLayers(model.config, copied.config, layerMap) : null
   return {
-    start: folder ? await hashModelFolder(folder) : (layers ?? 'random'),
+    start: model.folder ? await hashModelFolder(model.folder) : (layers ?? 'random'),
     teacher: teacher?.folder ? await hashModelFolder(teacher.folder) : null,
   }
 }
